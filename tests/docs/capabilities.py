@@ -206,7 +206,8 @@ SECTIONS: dict[str, list[Row]] = {
         Row(
             "k, or a target that k is chosen for; the method",
             ("choose.k", "choose.error", "choose.mean_error", "choose.variance", "choose.budget",
-             "choose.method", "choose.dtype", "choose.own"),
+             "choose.fine", "choose.normal", "choose.rough", "choose.method", "choose.dtype",
+             "choose.own"),
             ("compress",),
             ("compress",),
             ("compression_target.CompressionTarget",),
@@ -215,7 +216,7 @@ SECTIONS: dict[str, list[Row]] = {
     "Make": [
         Row(
             "Compress adapters into a subspace",
-            ("choose.run", "run.start", "run.output", "run.force", "run.leave_out"),
+            ("choose.build", "run.start", "run.output", "run.force", "run.leave_out"),
             ("compress",),
             ("compress", "output"),
             ("init_subspace", ".from_adapters", ".from_adapters_streaming", ".save",
@@ -380,7 +381,14 @@ HANDLING = {
     *("adapters.range", "adapters.undo", "adapters.sort", "adapters.turn", "adapters.close"),
     *("adapters.pane", "adapters.back", "choose.k_down", "choose.k_up", "choose.k_down_8"),
     *("choose.k_up_8", "choose.undo", "choose.clear_own", "choose.side", "choose.next_pane"),
-    *("choose.previous_pane", "choose.done", "run.pane", "run.pane_back", "inspect.lower_much"),
+    *(
+        "choose.previous_pane",
+        "choose.done",
+        "choose.open",
+        "run.pane",
+        "run.pane_back",
+        "inspect.lower_much",
+    ),
     *("inspect.higher_much", "inspect.filter", "inspect.next_pane", "inspect.pane_before"),
     *("inspect.turn", "inspect.stop", "export.mark", "export.open", "export.next_pane"),
     *("export.pane_before", "export.all", "export.invert", "export.lighter", "export.heavier"),

@@ -12,7 +12,9 @@ import numpy as np
 from vlora_engine.codec.forecast import EVERYBODY, Forecast, Outlook
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
+from vlora_engine.quantization.dtypes import storage_dtype
 from vlora_engine.spectra.choose import Choice, Prediction, choose
+from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, overhead_bytes, rest_bytes
 from vlora_engine.utils.ranking import worst
 from vlora_tui.pipeline.events import Chosen
 
@@ -36,6 +38,32 @@ def expect(target: CompressionTarget, spectra: Spectra) -> Chosen | None:
     else:
         return None
     return Chosen(target.method, k, cost.mean_error, cost.max_error, cost.nbytes)
+
+
+def choose_so_far(spectra: Spectra, target: CompressionTarget) -> Choice:
+    """Choose k on the layers that are measured; bytes are carried over to all of them.
+
+    Raises:
+        VLoRAError: As `choose`.
+    """
+    measured = spectra.measured()
+    part = max(1e-9, spectra.measured_part(measured.layer_names))
+    stored = storage_dtype(target.dtype, (t.dtype for t in spectra.tasks), lossy=target.lossy)
+    rest = rest_bytes(spectra)
+    fixed = overhead_bytes(spectra, stored, target.quantization) + rest
+    layers = {name: k for name, k in target.layers.items() if name in measured.layers}
+    target = replace(target, layers=layers)
+    if target.budget is not None:
+        target = replace(target, budget=int(fixed + part * max(0, target.budget - fixed)))
+    choice = choose(measured, target)
+    nbytes = int(fixed + max(0, choice.prediction.nbytes - fixed) / part)
+    prediction = replace(
+        choice.prediction,
+        nbytes=nbytes,
+        ratio=input_bytes(spectra) / max(1, nbytes),
+        codec_ratio=factor_bytes_16(spectra) / max(1, nbytes - rest),
+    )
+    return replace(choice, prediction=prediction)
 
 
 def manifest_figures(manifest: Manifest) -> dict[str, Any]:

@@ -55,6 +55,26 @@ class OwnTable:
     shares: Array
 
 
+def save_own_table(path: Path, table: OwnTable) -> None:
+    """Write one layer's own table in one step, for those that watch the measuring."""
+    from safetensors.numpy import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {"tasks": table.tasks, "shares": table.shares}
+    write_file(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+
+
+def load_own_table(file: JsonFile, name: str, d_in: int, d_out: int, tasks: int) -> OwnTable:
+    """Read what `save_own_table` wrote, of a collection of so many tasks.
+
+    Raises:
+        CorruptFileError: The file cannot be read.
+    """
+    arrays = read_arrays(file)
+    own = arrays.indices("tasks", tasks)
+    return OwnTable(name, d_in, d_out, own, arrays.numbers("shares", len(own), None))
+
+
 @dataclass(frozen=True)
 class GroupTable:
     """One layer with a group that shares on it, on the outlook's grid of steps.
@@ -96,6 +116,7 @@ class Forecast:
         shared_bits: Payload of what is shared.
         errors: (N,) relative errors of dW.
         layer_errors: (layers,) mean error over the tasks that have a layer, relative to dW there.
+        layer_shares: (layers,) share of a layer's energy that is kept, tasks weighted alike.
     """
 
     steps: Array
@@ -104,6 +125,7 @@ class Forecast:
     shared_bits: float
     errors: Array
     layer_errors: Array
+    layer_shares: Array
 
     @property
     def payload(self) -> float:
@@ -209,6 +231,7 @@ class Outlook:
         """Forecast size and errors at steps (N,) and modes of every layer."""
         bits, missed = np.zeros(len(self.tasks)), np.zeros(len(self.tasks))
         shared_bits, layer_errors = 0.0, np.zeros(len(self.layers))
+        layer_shares = np.ones(len(self.layers))
         for i, layer in enumerate(self.layers):
             layer_steps = steps[layer.tasks]
             layer_bits, layer_missed = self._per_task(i, layer_steps)
@@ -226,8 +249,9 @@ class Outlook:
             energy = self.energy[i, layer.tasks]
             share = np.divide(layer_missed, energy, out=np.zeros(len(energy)), where=energy > 0)
             layer_errors[i] = np.sqrt(share.clip(0)).mean() if len(share) else 0.0
-        errors = np.sqrt(missed.clip(0))
-        return Forecast(steps, tuple(map(tuple, modes)), bits, shared_bits, errors, layer_errors)
+            layer_shares[i] = kept_share(layer_missed.sum(), energy.sum())
+        errors, chosen = np.sqrt(missed.clip(0)), tuple(map(tuple, modes))
+        return Forecast(steps, chosen, bits, shared_bits, errors, layer_errors, layer_shares)
 
     def worst_layers(self, forecast: Forecast) -> list[tuple[str, float]]:
         """For each task the layer with the largest relative error, and that error."""
@@ -420,6 +444,13 @@ class Outlook:
 
 
 VERSION = 1
+
+
+def kept_share(missed: Array | float, energy: Array | float) -> Array:
+    """The share of an energy that is kept where so much of it is missed; of none all is."""
+    left, whole = np.asarray(missed, dtype=np.float64), np.asarray(energy, dtype=np.float64)
+    lost = np.divide(left, whole, out=np.zeros(np.broadcast(left, whole).shape), where=whole > 0)
+    return np.asarray(1 - lost.clip(0, 1))
 
 
 @dataclass(frozen=True)

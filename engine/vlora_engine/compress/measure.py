@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,9 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.relations import RelationsSum
+from vlora_engine.codec.forecast import OwnTable, save_own_table
 from vlora_engine.compression_target import BASIS_METHODS
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import CorruptFileError, ParameterError, VLoRAError
 from vlora_engine.linalg.grams import cumulative_grams, full_basis, small_grams
 from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.manifest.manifest import TaskRecord
@@ -28,10 +29,13 @@ from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_re
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.spectra import tables
 from vlora_engine.spectra.tables import LayerTable, MethodTable, Spectra, TaskEntry, write_layer
-from vlora_engine.subspace.coded.build import outlook_of
+from vlora_engine.subspace.coded.build import coded_overhead, outlook_of
+from vlora_engine.subspace.coded.measure import FirstPass, Seen
 from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
+from vlora_engine.utils.array_file import read_arrays
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import discard
+from vlora_engine.utils.json_reader import JsonFile
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.output_checks import check_output
@@ -58,11 +62,13 @@ class LayerSpectrum:
 
     Args:
         grams: ``<dW_i, dW_j>`` and ``<A_i, A_j>`` of the layer's tasks, where they are affordable.
+        seen: What the codec's first pass is to remember of it.
     """
 
     table: LayerTable
     vectors: dict[str, Tensor]
     grams: tuple[Tensor, Tensor] | None
+    seen: Seen | None = None
 
 
 def compute_spectra(
@@ -82,7 +88,9 @@ def compute_spectra(
 
     Args:
         methods: Of ``delta``, ``columns``, ``flat``; one pass over the data serves all.
-        codec: Measure what coding would cost, too (methods `own` and `auto`), after the layers.
+        codec: Measure what coding would cost, too (methods `own` and `auto`): what each adapter
+            costs by itself together with the first method, layer by layer; then what sharing
+            would save; then the other methods.
         check: The verdict of `check_adapters`, where it is already known.
         skip_bad: Go on without bad adapters (they are named in ``skipped``).
 
@@ -107,11 +115,13 @@ def compute_spectra(
     spectra = _empty(good, check, methods)
     shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
     if out is None:
-        _fill(spectra, good, check, None, run)
+        _fill(spectra, good, check, None, run, spectra.methods)
         if codec:
             spectra.codec = _outlook(good, check, run)
         require_unchanged(good.values())
         return spectra
+    if codec:
+        spectra.overhead[tables.CODED] = _coded_overhead(good, check)
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
         common = _fingerprint(spectra, device)
@@ -119,18 +129,55 @@ def compute_spectra(
         for entry in list(partial.iterdir()) if not finished else []:
             discard(entry)
         tables.write_index(partial, spectra, shapes, common)
-        _fill(spectra, good, check, partial, run, finished)
-        if codec and not tables.outlook_file(partial).exists():
-            _outlook(good, check, run).save(tables.outlook_file(partial))
+        _fill_on_disk(spectra, good, check, partial, run, finished, codec=codec)
         require_unchanged(good.values())
         publish(partial, out, force=force)
     spectra.path, spectra.reused_layers = out, len(finished)
     return spectra
 
 
-def _outlook(sources: Mapping[str, AdapterSource], check: CheckReport, run: RunContext) -> Outlook:
-    collection = Collection(dict(sources), check, shared_layers(sources), "F32")
-    return outlook_of(collection, run)
+def _fill_on_disk(
+    spectra: Spectra,
+    sources: Mapping[str, AdapterSource],
+    check: CheckReport,
+    out: Path,
+    run: RunContext,
+    finished: Mapping[str, LayerTable],
+    *,
+    codec: bool,
+) -> None:
+    """Compute every layer into ``out``, what a choice is made by first.
+
+    With the codec that is the first method and what coding costs, layer by layer; then come groups
+    that share, and the other methods last.
+    """
+    if not codec or tables.outlook_file(out).exists():
+        _fill(spectra, sources, check, out, run, spectra.methods, finished)
+        return
+    passed = FirstPass(list(sources))
+    _fill(spectra, sources, check, out, run, spectra.methods[:1], finished, passed)
+    _outlook(sources, check, run, passed).save(tables.outlook_file(out))
+    discard(tables.own_folder(out))
+    if spectra.methods[1:]:
+        _fill(spectra, sources, check, out, run, spectra.methods, spectra.layers)
+
+
+def _outlook(
+    sources: Mapping[str, AdapterSource],
+    check: CheckReport,
+    run: RunContext,
+    passed: FirstPass | None = None,
+) -> Outlook:
+    return outlook_of(_collection(sources, check), run, passed=passed)
+
+
+def _collection(sources: Mapping[str, AdapterSource], check: CheckReport) -> Collection:
+    return Collection(dict(sources), check, shared_layers(sources), "F32")
+
+
+def _coded_overhead(sources: Mapping[str, AdapterSource], check: CheckReport) -> int:
+    """About what a coded subspace takes beside coded numbers and rest tensors."""
+    return coded_overhead(_collection(sources, check))
 
 
 def _fingerprint(spectra: Spectra, device: str) -> str:
@@ -192,24 +239,39 @@ def _fill(
     check: CheckReport,
     out: Path | None,
     run: RunContext,
+    methods: Sequence[str],
     kept: Mapping[str, LayerTable] | None = None,
+    passed: FirstPass | None = None,
 ) -> None:
-    """Compute every layer; of those that are ``kept`` in ``out`` only the similarity."""
+    """Compute the tables of ``methods`` of every layer, but for those that are ``kept`` in ``out``.
+
+    Args:
+        passed: Shown every layer, too, and what it sees is written beside the layers.
+    """
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
     points = tables.grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
-    device, finished = pick_device(run.device), kept or {}
+    device, finished = pick_device(run.device), dict(kept or {})
+    related = spectra.relations is not None  # by an earlier pass
+    own = _own_tables(spectra, out) if passed is not None and out is not None else {}
 
     def work(layer: str) -> LayerSpectrum:
         table = finished.get(layer)
-        if table is not None and not _is_comparable(len(table.tasks), table.rank):
+        missing = [m for m in methods if table is None or m not in table.methods]
+        compares = not related and (table is None or _is_comparable(len(table.tasks), table.rank))
+        if table is not None and not missing and not compares and passed is None:
             return LayerSpectrum(table, {}, None)
         stack = read_stack(layer, sources, weights, device)
-        if table is not None:
-            return LayerSpectrum(table, {}, _similarity(stack))
-        return layer_spectrum(stack, names, spectra.methods, points)
+        found = LayerSpectrum(table, {}, None) if table is not None and not missing else None
+        found = found or layer_spectrum(stack, names, missing, points, table)
+        if compares and _is_comparable(len(stack.a), stack.rank):
+            found.grams = _similarity(stack)
+        if passed is not None:
+            found.seen = passed.look(stack, own.get(layer))
+        return found
 
-    results = map_ordered(work, spectra.layer_names, run, stage="spectra")
+    stage = "methods" if related else "spectra"
+    results = map_ordered(work, spectra.layer_names, run, stage=stage)
     relations: RelationsSum | None = RelationsSum(len(names), spectra.layer_names)
     room = VECTORS_LIMIT_BYTES
     with closing(results):
@@ -220,25 +282,49 @@ def _fill(
                 relations = None
             elif relations is not None:
                 relations.add(table.name, table.tasks.tolist(), *(g.numpy() for g in result.grams))
+            if passed is not None and result.seen is not None:
+                passed.add(result.seen)
+                if out is not None and table.name not in own:
+                    save_own_table(tables.own_file(out, i), result.seen[0])
             arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
             if out is None:
                 spectra.vectors[i] = arrays
-            elif table.name in finished:
+                continue
+            if table.name in finished:
                 room = _room_after(tables.vectors_file(out, i), room)
-            else:
+            if arrays:
                 room -= sum(array.nbytes for array in arrays.values())
                 # Before the table: a finished layer without vectors says that there is no room.
+                file = tables.vectors_file(out, i)
                 if room >= 0:
-                    tables.write_arrays(tables.vectors_file(out, i), arrays)
+                    before = _arrays_in(file) if table.name in finished else {}
+                    tables.write_arrays(file, {**before, **arrays})
                 else:
                     shutil.rmtree(out / "vectors", ignore_errors=True)
                 write_layer(out, i, table)
     if out is not None and room < 0:
         shutil.rmtree(out / "vectors", ignore_errors=True)
-    if relations is not None:
+    if relations is not None and not related:
         spectra.relations = relations.relations()
         if out is not None:
             tables.write_arrays(tables.similarity_file(out), spectra.relations.arrays())
+
+
+def _own_tables(spectra: Spectra, out: Path) -> dict[str, OwnTable]:
+    """What a stopped run had seen of the codec's first pass, by layer."""
+    seen = replace(spectra, layers={}, own={}, path=out)
+    with suppress(VLoRAError):
+        seen.refresh()
+    return seen.own
+
+
+def _arrays_in(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of a file, none where it cannot be read."""
+    file = JsonFile(path, "A file of the spectra cannot be read.", "compute the spectra again")
+    try:
+        return dict(read_arrays(file))
+    except (CorruptFileError, OSError):
+        return {}
 
 
 def _room_after(file: Path, room: int) -> int:
@@ -252,13 +338,18 @@ def _room_after(file: Path, room: int) -> int:
 
 
 def layer_spectrum(
-    stack: LayerStack, names: Mapping[str, int], methods: Sequence[str], points: int
+    stack: LayerStack,
+    names: Mapping[str, int],
+    methods: Sequence[str],
+    points: int,
+    known: LayerTable | None = None,
 ) -> LayerSpectrum:
     """The tables of all ``methods`` on one layer.
 
     Args:
         names: Task name to its index in the collection.
         points: How many k a side of the off-diagonal grid keeps.
+        known: A table of the layer that has other methods already; it gets these, too.
     """
     tasks = np.array([names[task] for task in stack.tasks], dtype=np.int64)
     energy = stack.energy()
@@ -269,14 +360,14 @@ def layer_spectrum(
         tasks=tasks,
         ranks=np.array(stack.ranks, dtype=np.int64),
         energy=energy.cpu().numpy(),
+        methods={} if known is None else dict(known.methods),
     )
     vectors: dict[str, Tensor] = {}
     for method in methods:
         compute = _flat_table if method == "flat" else _nested_table
         table.methods[method], method_vectors = compute(stack, method, energy, points)
         vectors |= {f"{method}.{side}": v for side, v in method_vectors.items()}
-    grams = _similarity(stack) if _is_comparable(len(stack.a), stack.rank) else None
-    return LayerSpectrum(table, vectors, grams)
+    return LayerSpectrum(table, vectors, None)
 
 
 def _is_comparable(tasks: int, rank: int) -> bool:

@@ -69,13 +69,13 @@ def curve_of(spectra: Spectra, outlook: Outlook, method: str) -> Curve:
     return Curve(method, True, tuple(_shared(spectra, outlook, method)))
 
 
-def ladder(outlook: Outlook, method: str) -> Iterator[Forecast]:
+def ladder(outlook: Outlook, method: str, finest: float = FINEST) -> Iterator[Forecast]:
     """Forecasts of coding with one step for all, half an octave apart, the finest first.
 
     From these a curve can be drawn and a target between them be estimated at once; `Outlook.solve`
     gives it exactly. Ends where nothing is left to code.
     """
-    for half in range(round(2 * np.log2(FINEST)), round(2 * np.log2(COARSEST)) + 1):
+    for half in range(round(2 * np.log2(finest)), round(2 * np.log2(COARSEST)) + 1):
         forecast = outlook.at(method, 2.0 ** (half / 2))
         yield forecast
         if not forecast.payload > len(outlook.tasks) * len(outlook.layers):

@@ -9,7 +9,7 @@ chosen on them; nothing is estimated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.analysis.relations import Relations, is_current, ratios_of
-from vlora_engine.codec.forecast import Outlook
+from vlora_engine.codec.forecast import Outlook, OwnTable, load_own_table
 from vlora_engine.errors import (
     CorruptFileError,
     MissingPathError,
@@ -46,6 +46,7 @@ VERSION = 1
 DENSE_DIAGONAL = 256  # every k up to here is in a table, ...
 SPARSE_DIAGONAL = 64  # ... and 64 above, evenly spaced in the logarithm
 GRID = 48  # k a side off the diagonal, at most
+CODED = "coded"  # stands for a storage dtype where methods code
 
 
 @dataclass
@@ -181,11 +182,12 @@ class Spectra:
         skipped: The errors of adapters that were left out (`VLoRAError.as_json`).
         path: The directory that they were read from.
         overhead: By storage dtype the bytes of a subspace that no choice of k changes, rest tensors
-            apart.
+            apart; by `CODED` those of a coded one, where that was asked for.
         vectors: By layer index the eigenvectors that form the bases again; spectra on disk keep
             them in files instead.
         reused_layers: How many a stopped run had computed before.
         codec: The codec's tables.
+        own: By layer what coding each task by itself costs, while ``codec`` is still missing.
     """
 
     tasks: list[TaskEntry]
@@ -200,20 +202,71 @@ class Spectra:
     vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
     reused_layers: int = 0
     codec: Outlook | None = field(default=None, repr=False)
+    own: dict[str, OwnTable] = field(default_factory=dict, repr=False)
+    is_coded: bool = field(default=False, repr=False)  # the codec's tables were seen on the disk
+    _sizes: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # of files read
 
     def refresh(self) -> bool:
-        """Read the layers that were written since the last call; True if there were any."""
+        """Read what was written since the last call; True if there was anything."""
         if self.path is None:
             return False
-        before = len(self.layers)
+        before = self.arrived
+        self.is_coded = self.is_coded or outlook_file(self.path).exists()
         for i, layer in enumerate(_layers_of(_read_index(self.path))):
-            if layer.name not in self.layers and layer_file(self.path, i).exists():
-                table = _read_layer(layer_file(self.path, i), layer, len(self.tasks))
-                self.layers[layer.name] = table
+            self._refresh_layer(i, layer)
         similarity = similarity_file(self.path)
         if self.relations is None and similarity.exists():
             self.relations = _read_relations(similarity, len(self.tasks))
-        return len(self.layers) > before
+        return self.arrived > before
+
+    def _refresh_layer(self, index: int, layer: _Layer) -> None:
+        """Read a layer that is there by now, or has tables of more methods than before."""
+        if self.path is None:
+            return
+        known = self.layers.get(layer.name)
+        if known is None or not self._has_all_methods(known):
+            nbytes = _size_of(layer_file(self.path, index))
+            is_new = known is None or nbytes != self._sizes.get(layer.name)
+            if nbytes is not None and is_new:
+                file = layer_file(self.path, index)
+                self.layers[layer.name] = _read_layer(file, layer, len(self.tasks))
+                self._sizes[layer.name] = nbytes
+        if not self.is_coded and layer.name not in self.own:
+            file = own_file(self.path, index)
+            if file.exists():
+                self.own[layer.name] = load_own_table(
+                    _file_of(file), layer.name, layer.d_in, layer.d_out, len(self.tasks)
+                )
+
+    def _has_all_methods(self, table: LayerTable) -> bool:
+        return table.methods.keys() >= set(self.methods)
+
+    @property
+    def arrived(self) -> int:
+        """Rises with everything that is read: layers, methods of them, the codec's tables."""
+        methods = sum(len(table.methods) for table in self.layers.values())
+        return methods + self.coding_arrived
+
+    @property
+    def coding_arrived(self) -> int:
+        """Rises with all that decides on what coding costs."""
+        return len(self.layers) + len(self.own) + self.is_coded
+
+    def move(self, path: Path) -> bool:
+        """Go on reading at another place, if what lies there is the same; else False."""
+        index = _read_index(path)
+        names = [layer.name for layer in _layers_of(index)]
+        tasks = [task.object()["digest"].text() for task in index["tasks"].items()]
+        if names != self.layer_names or tasks != [task.digest for task in self.tasks]:
+            return False
+        self.path = path
+        return True
+
+    @property
+    def ready_methods(self) -> list[str]:
+        """The methods that have a table of every layer that is computed."""
+        tables = self.layers.values()
+        return [m for m in self.methods if tables and all(m in table.methods for table in tables)]
 
     def outlook(self) -> Outlook | None:
         """The tables that forecast the size of coding, once they are computed."""
@@ -244,7 +297,39 @@ class Spectra:
     def is_whole(self) -> bool:
         """Whether everything that this version computes is there; else it is computed again."""
         related = self.relations is None or bool(self.relations.families)
-        return self.complete and self.has_outlook and related
+        whole = all(self._has_all_methods(table) for table in self.layers.values())
+        return self.complete and whole and self.has_outlook and related
+
+    def outlook_so_far(self) -> Outlook | None:
+        """The codec's tables; while they are measured, those of the layers that are there.
+
+        These share nothing yet, and speak of the layers that they have as of the whole adapters;
+        bytes are carried over to all layers by their numbers.
+        """
+        if self.is_coded or self.codec is not None:
+            return self.outlook()
+        names = [name for name in self.layer_names if name in self.own and name in self.layers]
+        overhead = self.overhead.get(CODED)
+        if not names or overhead is None:
+            return None
+        return Outlook(
+            tasks=[task.name for task in self.tasks],
+            layers=[self.own[name] for name in names],
+            groups={},
+            grid=np.ones(1),
+            clusters={},
+            overhead=overhead,
+            rest_bytes=sum(task.rest_bytes for task in self.tasks),
+            factor_bytes=2 * sum(task.factor_elements for task in self.tasks),
+            input_bytes=sum(task.nbytes for task in self.tasks),
+        )
+
+    def measured_part(self, names: Iterable[str]) -> float:
+        """The share of all numbers in A and B that lies in these layers, which are computed."""
+        whole = sum(task.factor_elements for task in self.tasks)
+        tables = (self.layers[name] for name in names)
+        part = sum(int(t.ranks.sum()) * (t.d_in + t.d_out) for t in tables)
+        return min(1.0, part / whole) if whole else 1.0
 
     def measured(self) -> Spectra:
         """The spectra restricted to computed layers, for figures while others are pending."""
@@ -303,7 +388,11 @@ class Spectra:
             layer_names=[layer.name for layer in _layers_of(index)],
             findings=[Finding.from_json(row.raw_object()) for row in index["findings"].items()],
             skipped=[row.raw_object() for row in index["skipped"].items()],
-            overhead={dtype: overhead[dtype].natural() for dtype in STORAGE_DTYPES.values()},
+            overhead={
+                kind: overhead[kind].natural()
+                for kind in (*STORAGE_DTYPES.values(), CODED)
+                if kind != CODED or overhead.get(CODED) is not None
+            },
             path=directory,
         )
         spectra.refresh()
@@ -332,6 +421,24 @@ def similarity_file(directory: Path) -> Path:
 def outlook_file(directory: Path) -> Path:
     """The file of the codec's tables."""
     return directory / "codec.safetensors"
+
+
+def own_file(directory: Path, index: int) -> Path:
+    """The file of what coding each task by itself costs on a layer, until all layers are there."""
+    return own_folder(directory) / f"{index:05d}.safetensors"
+
+
+def own_folder(directory: Path) -> Path:
+    """The folder of these files; gone where the codec's tables are there."""
+    return directory / "codec"
+
+
+def _size_of(path: Path) -> int | None:
+    """Bytes of a file, None where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def vectors_file(directory: Path, index: int) -> Path:

@@ -157,12 +157,12 @@ def choose_k(tui: Terminal, layers: int, k: int) -> None:
             f"the method {method}",
         )
     tui.press("=")
-    tui.until(lambda screen: "Pin" not in screen and "enter Run" not in screen, "k is asked for")
+    tui.sees("1 to ")
     tui.type(str(k))
     tui.press("Enter")
-    tui.sees(f"k {k}", "enter Run")
-    tui.press("Enter")
-    tui.sees("What Enter starts", f"k = {k} for every layer")
+    tui.sees(f"delta, k {k}: ", "[ w Build ]")
+    tui.press("3")
+    tui.sees(f"k = {k} for every layer")
 
 
 def run_job(tui: Terminal) -> None:

@@ -19,6 +19,7 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.progress import Progress
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 
 LAYERS = 4
@@ -170,6 +171,52 @@ def test_a_killed_process_that_wrote_the_vectors_but_not_the_table(
     assert len(list((partial / "vectors").iterdir())) == 3
     assert compute_spectra(sources, tmp_path / "out").reused_layers == 2
     assert tree(tmp_path / "out") == undisturbed
+
+
+def test_with_the_codec_a_choice_can_be_made_layer_by_layer(
+    sources: dict[str, object], tmp_path: Path, one_worker: None
+) -> None:
+    seen: list[tuple[str, int, int, bool]] = []  # stage, layers, of these in the codec, whole
+    partial = spectra_partial(tmp_path / "out")
+
+    def watch(progress: Progress) -> None:
+        if progress.stage in ("spectra", "groups", "methods") and any(partial.glob("layers/*")):
+            read = Spectra.load(partial)
+            assert read.own.keys() >= read.layers.keys() or read.is_coded
+            seen.append((progress.stage, len(read.layers), len(read.own), read.is_coded))
+            first, *others = read.methods
+            complete = progress.stage == "methods"
+            assert all(first in table.methods for table in read.layers.values())
+            assert complete or not any(set(others) & t.methods.keys() for t in read.layers.values())
+
+    compute_spectra(sources, tmp_path / "out", codec=True, progress=watch)
+    stages = list(dict.fromkeys(stage for stage, *_ in seen))
+    assert stages == ["spectra", "groups", "methods"]
+    assert [layers for stage, layers, *_ in seen if stage == "spectra"] == [1, 2, 3]
+    assert not any(coded for stage, _, _, coded in seen if stage != "methods")
+    assert all(coded for stage, _, _, coded in seen if stage == "methods")
+    assert not (tmp_path / "out" / "codec").exists()
+
+
+@pytest.mark.parametrize("stage", ["spectra", "groups", "methods"])
+def test_spectra_with_the_codec_go_on_in_any_stage(
+    stage: str, sources: dict[str, object], tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    compute_spectra(sources, tmp_path / "whole", codec=True)
+    stop = Stop(1 if stage == "groups" else 2, stage)
+    with pytest.raises(Cancelled):
+        compute_spectra(
+            sources, tmp_path / "out", codec=True, progress=stop.progress, cancelled=stop
+        )
+    compute_spectra(sources, tmp_path / "out", codec=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    # The layers are those that are computed all at once, without the codec.
+    layers = {k: v for k, v in undisturbed.items() if k.startswith(("layers", "vectors"))}
+    assert layers.items() <= tree(tmp_path / "whole").items()
+    whole, held = Spectra.load(tmp_path / "whole").outlook(), compute_spectra(sources, codec=True)
+    for one, other in zip(whole.layers, held.codec.layers, strict=True):
+        assert (one.shares == other.shares).all()
+    assert whole.clusters == held.codec.clusters
 
 
 # builds

@@ -75,6 +75,7 @@ class SizeMarks:
 
     Args:
         ratio: Of the present choice; ``error`` its error. about: It is an estimate.
+        name: What the present choice is called.
         goal_error: The error that is aimed at, ``goal_words`` what that is.
         pins: Where the pinned choices lie.
         note: What is said in the middle while there is nothing to draw.
@@ -83,6 +84,7 @@ class SizeMarks:
     ratio: float | None = None
     error: float = 0.0
     about: bool = True
+    name: str = ""
     goal_error: float | None = None
     goal_words: str = ""
     pins: tuple[tuple[float, float], ...] = ()
@@ -239,7 +241,24 @@ def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None
         chart.put(frame.column(ratio), frame.row(error), str(number), "ghost")
     if marks.ratio is not None:
         _rule(chart, frame, frame.column(marks.ratio), solid, "rule")
-        chart.put(frame.column(marks.ratio), frame.row(marks.error), diamond, "rule-label")
+        x, y = frame.column(marks.ratio), frame.row(marks.error)
+        chart.put(x, y, diamond, "rule-label")
+        _name(chart, frame, (x, y), marks.name)
+
+
+def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str) -> None:
+    """What a mark stands for, beside it where there is room."""
+    (x, y), text = at, f" {name} "
+    end = frame.left + frame.width
+    for row in (y, y - 1, y + 1):
+        for start in (x + 1, x - len(text)):
+            if not (frame.left <= start and start + len(text) <= end):
+                continue
+            if not frame.top <= row < frame.bottom:
+                continue
+            if set(chart.roles[row][start : start + len(text)]) <= {"", "guide", "mark"}:
+                chart.put(start, row, text, "rule")
+                return
 
 
 def _rule(chart: Canvas, frame: _Frame, x: int, char: str, role: str) -> None:
@@ -253,7 +272,7 @@ def _ratio_axis(
 ) -> None:
     """Codec ratios below the chart, and below these the bytes that they come to."""
     bottom = frame.bottom
-    times, tick = ("x", "+") if look.ascii_only else ("×", "┬")
+    times, tick = "x", "+" if look.ascii_only else "┬"
     ratios, sizes = Labels(chart, frame, bottom + 1), Labels(chart, frame, bottom + 2)
     if marks.ratio is not None:
         x = frame.column(marks.ratio)
@@ -278,7 +297,7 @@ def _bytes_at(data: SizeData, ratio: float) -> str:
 def _legend(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
     signs, dots = (ASCII_MARKS, "...") if look.ascii_only else (MARKS, "…")
     drawn = {line.method for line in data.lines}
-    x, end = frame.left + 1, frame.left + frame.width
+    x, end = frame.left, frame.left + frame.width
     for method in DRAWN[::-1]:
         if method not in drawn and method not in data.waiting:
             continue

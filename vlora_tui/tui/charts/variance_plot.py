@@ -19,6 +19,8 @@ import numpy.typing as npt
 from rich.style import Style
 from rich.text import Text
 
+from vlora_tui.utils.formatting import size as byte_words
+
 Array = npt.NDArray[Any]
 
 ROLES = (
@@ -52,12 +54,13 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class VarianceData:
-    """Curves of captured share against k (K,): a band over layers, and the focused layer.
+    """Curves of captured share against k, or bytes (K,): a band over layers, the focused layer.
 
     Args:
         version: Equal for equal data; what the chart is cached by.
         focus: k and share of the focused layer; ``focus_name`` as the legend writes it.
         layers: How many layers the band is over, and of how many (``expected``).
+        in_bytes: ``k`` are bytes.
     """
 
     version: Hashable
@@ -69,11 +72,12 @@ class VarianceData:
     expected: int
     focus: tuple[Array, Array] | None = None
     focus_name: str = ""
+    in_bytes: bool = False
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What lies over the curves.
+    """What lies over the curves; where these are against bytes, so is every k here.
 
     Args:
         k: Where the rule stands, and the least and the largest k of any layer.
@@ -82,16 +86,19 @@ class Marks:
         levels: Shares, and the k each needs over all layers.
         dear: From this k on the result is larger than what was put in.
         stretched: The axis gives each further nine the same room; else it is even.
+        about: The rule's place is an estimate. note: Said in the middle where there is no curve.
     """
 
-    k: int | None = None
+    k: float | None = None
     low: int | None = None
     high: int | None = None
     layer_k: int | None = None
-    pins: tuple[int, ...] = ()
-    levels: tuple[tuple[float, int | None], ...] = ()
-    dear: int | None = None
+    pins: tuple[float, ...] = ()
+    levels: tuple[tuple[float, float | None], ...] = ()
+    dear: float | None = None
     stretched: bool = True
+    about: bool = False
+    note: str = ""
 
 
 def variance_chart(
@@ -191,17 +198,23 @@ class Frame:
 
 @dataclass(frozen=True)
 class _Frame(Frame):
-    """k across, shares of variance upwards."""
+    """k, or bytes, across; shares of variance upwards."""
 
-    last_k: int
+    last_k: float
     stretched: bool
+    first: float = 1
+    in_bytes: bool = False
 
     def across(self, k: Any) -> Any:
         """k as a position from 0 (k = 1) to 1; what is beyond either end stands there."""
-        k = np.clip(k, 1, self.last_k)
-        if self.last_k > LINEAR_K:
+        k = np.clip(k, self.first, self.last_k)
+        if self.last_k > LINEAR_K and not self.in_bytes:
             return np.log(k) / np.log(max(2, self.last_k))
-        return (k - 1) / max(1, self.last_k - 1)
+        return (k - self.first) / max(1, self.last_k - self.first)
+
+    def label(self, k: float) -> str:
+        """A value of the axis across, as it is written."""
+        return byte_words(k) if self.in_bytes else f"{k:.0f}"
 
     def up(self, share: Any) -> Any:
         """A share as a position from 0 to 1."""
@@ -236,8 +249,18 @@ def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], lo
         return Text("too small for a plot"[:width] if height else "", no_wrap=True, end="")
     right = 6 if width >= 56 else 0
     left = 6 if width >= 30 else 3
-    last_k = int(data.k[-1]) if data is not None and len(data.k) else 64
-    frame = _Frame(left, 1, width - left - right, height - 3, max(2, last_k), marks.stretched)
+    k = data.k if data is not None and len(data.k) else np.array([1, 64])
+    in_bytes = data is not None and data.in_bytes
+    frame = _Frame(
+        left,
+        1,
+        width - left - right,
+        height - 3,
+        max(2.0, float(k[-1])),
+        marks.stretched,
+        float(k[0]) if in_bytes else 1.0,
+        in_bytes,
+    )
     chart = Canvas.empty(width, height)
     if data is not None:
         key = (data.version, frame, look.ascii_only)
@@ -249,7 +272,7 @@ def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], lo
     _rules(chart, frame, marks, look)
     _k_axis(chart, frame, marks, look)
     if data is None:
-        message = "not measured yet"
+        message = marks.note or "not measured yet"
         middle = frame.top + frame.height // 2
         chart.put(frame.left + (frame.width - len(message)) // 2, middle, message, "note")
     else:
@@ -266,8 +289,11 @@ def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
     series = [(data.k, data.low), (data.k, data.high), (data.k, data.median)]
     if data.focus is not None:
         series.append(data.focus)
+    least = frame.first
     points = [
-        (frame.across(k[k >= 1]), frame.up(share[k >= 1])) for k, share in series if len(k) > 1
+        (frame.across(k[k >= least]), frame.up(share[k >= least]))
+        for k, share in series
+        if len(k) > 1
     ]
     letters = LETTERS if look.ascii_only else ""
     canvas = rasterise(points, frame.width, frame.height, CURVES, letters)
@@ -391,7 +417,7 @@ def _guides(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
 def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     solid, dashed, dotted = ("|", ":", ":") if look.ascii_only else ("┃", "┊", "╎")
 
-    def rule(k: int, char: str, role: str) -> int:
+    def rule(k: float, char: str, role: str) -> int:
         x = frame.column(k)
         for y in range(frame.top, frame.bottom):
             if chart.roles[y][x] in ("", "guide") or (
@@ -449,15 +475,17 @@ def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             start, end = frame.column(low), frame.column(high)
             chart.put(start, bottom, ("=" if look.ascii_only else "━") * (end - start + 1), "rule")
         chart.put(frame.column(marks.k), bottom, "^" if look.ascii_only else "▲", "rule")
-        words = "k" if low == high else "median k"
-        labels.put(frame.column(marks.k), f" {words} {marks.k} ", "rule-label")
+        words = "" if frame.in_bytes else "k " if low == high else "median k "
+        beyond = ">" if marks.k > frame.last_k else "~" if marks.about else ""
+        label = f" {words}{beyond}{frame.label(marks.k)} "
+        labels.put(frame.column(marks.k), label, "rule-label")
         if marks.layer_k is not None and marks.layer_k != marks.k:
             labels.put(frame.column(marks.layer_k), str(marks.layer_k), "focus")
-    labels.put(frame.column(1), "1", "axis")
-    labels.put(frame.column(frame.last_k), str(frame.last_k), "axis")
-    for k in _k_ticks(frame):
+    labels.put(frame.column(frame.first), frame.label(frame.first), "axis")
+    labels.put(frame.column(frame.last_k), frame.label(frame.last_k), "axis")
+    for k in _byte_ticks(frame) if frame.in_bytes else _k_ticks(frame):
         x = frame.column(k)
-        if labels.put(x, str(k), "axis") and chart.roles[bottom][x] == "axis":
+        if labels.put(x, frame.label(k), "axis") and chart.roles[bottom][x] == "axis":
             chart.put(x, bottom, "+" if look.ascii_only else "┬", "axis")
 
 
@@ -471,28 +499,46 @@ def _k_ticks(frame: _Frame) -> Iterator[int]:
         return
     spacing = frame.last_k * 8 / max(8, frame.width)
     step = next((s for s in (1, 2, 4, 8, 16, 32, 64) if s >= spacing), 128)
-    yield from range(step, frame.last_k, step)
+    yield from range(step, round(frame.last_k), step)
+
+
+def _byte_ticks(frame: _Frame) -> Iterator[float]:
+    """Round bytes, about twelve cells apart."""
+    spacing = max(1.0, (frame.last_k - frame.first) * 12 / max(12, frame.width))
+    decade = 10.0 ** np.floor(np.log10(spacing))
+    step = next(float(m * decade) for m in (1, 2, 5, 10) if m * decade >= spacing)
+    at = (np.floor(frame.first / step) + 1) * step
+    while at < frame.last_k:
+        yield float(at)
+        at += step
 
 
 def _legend(chart: Canvas, frame: _Frame, data: VarianceData, marks: Marks, look: Look) -> None:
     line, diamond, block = ("--", "o", ":") if look.ascii_only else ("━━", "◆", "▒")
     whole = data.layers == data.expected
     count = f"{data.layers}" if whole else f"{data.layers} of {data.expected}"
+    band = f"{block} band: lowest to highest layer"
     if data.expected == 1:
         parts = [(f"{line} the layer", "median")]
     else:
-        parts = [(f"{line} median of {count} layers", "median"), (f"{block} range", "edge")]
+        parts = [(f"{line} median of {count} layers", "median"), (band, "edge")]
     if data.focus is not None and data.focus_name:
-        parts.insert(1, (f"{'##' if look.ascii_only else line} {data.focus_name}", "focus"))
+        parts.append((f"{'##' if look.ascii_only else line} {data.focus_name}", "focus"))
     if any(k is not None for _, k in marks.levels):
         parts.append((f"{diamond} all layers", "mark"))
     x = frame.left + (1 if frame.left > 3 else 0)
-    end = frame.left + frame.width - (4 if len(chart.chars[0]) >= 56 else 0)
+    end = frame.left + frame.width - (5 if len(chart.chars[0]) >= 56 else 0)
     for text, role in parts:
-        if x + len(text) > end:
-            continue
-        chart.put(x, 0, text, role)
-        x += len(text) + 2
+        fits = next((t for t in (text, *_shorter(text)) if x + len(t) <= end), "")
+        if fits:
+            chart.put(x, 0, fits, role)
+            x += len(fits) + 2
+
+
+def _shorter(text: str) -> tuple[str, ...]:
+    """Other words for a part of the legend, where room is short."""
+    sign, _, words = text.partition(" band: ")
+    return (f"{sign} {words.removesuffix(' layer')}", f"{sign} range") if words else ()
 
 
 def _runs(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 from textual.binding import BindingType
+from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -15,6 +17,8 @@ from textual.widget import Widget
 from vlora_tui.tui.charts.size_plot import SizeData, SizeMarks, size_chart
 from vlora_tui.tui.charts.variance_plot import ROLES, Look, Marks, VarianceData, variance_chart
 from vlora_tui.tui.widgets.bindings import hidden
+
+NEAR = 8  # cells between two stretches that are cheaper painted than jumped over
 
 Data = TypeVar("Data")
 Over = TypeVar("Over")
@@ -34,13 +38,14 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
     }
 
     class Stepped(Message):
-        """k, or the target, shall move by so much, to the right where it gets smaller."""
+        """k, or the target, shall move by so much; ``smaller``: to fewer bytes, else to more."""
 
-        def __init__(self, step: int) -> None:
+        def __init__(self, step: int, *, smaller: bool) -> None:
             super().__init__()
-            self.step = step
+            self.step, self.smaller = step, smaller
 
     no_marks: Over
+    smaller = False  # whether a positive step leads to fewer bytes
 
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -49,12 +54,32 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
         self.marks = self.no_marks
         self._look: Look | None = None
         self._lines: list[Strip] | None = None
+        self._title = self._words = ""
 
     def show(self, data: Data | None, marks: Over) -> None:
         """Show these curves and marks; what is the same is not painted again."""
-        if data is not self.data or marks != self.marks:
-            self.data, self.marks = data, marks
-            self.repaint()
+        if data is self.data and marks == self.marks:
+            return
+        self.data, self.marks = data, marks
+        before, self._lines = self._lines, None
+        if before is None or not self.size:
+            self.refresh()
+            return
+        self._lines = self._paint()
+        changed = changed_regions(before, self._lines)
+        if changed:
+            self.refresh(*changed)
+
+    def entitle(self, title: str, words: str) -> None:
+        """Write above and below the chart, as markup; the chart itself is not painted again."""
+        if title != self._title:
+            self._title = self.border_title = title
+        if words != self._words:
+            self._words = words
+            # As its setter does it, which would paint all of the pane.
+            self._border_subtitle = self.render_str(words)
+            offset, (width, height) = self.content_offset, self.outer_size
+            self.refresh(Region(-offset.x, height - 1 - offset.y, width, 1))
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         """The chart in so many columns and lines."""
@@ -62,7 +87,7 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
 
     def action_step(self, step: int) -> None:
         """Move k, or the target."""
-        self.post_message(self.Stepped(step))
+        self.post_message(self.Stepped(step, smaller=self.smaller))
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -116,8 +141,8 @@ class CurvePane(ChartPane[VarianceData, Marks]):
     """Explained variance against k."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        hidden("left", "step(-1)", "curve.left", "k down"),
-        hidden("right", "step(1)", "curve.right", "k up"),
+        hidden("left", "step(-1)", "curve.left", "Decrease k (or the bytes)"),
+        hidden("right", "step(1)", "curve.right", "Increase k (or the bytes)"),
         hidden("up,k", "layer(-1)", "curve.up", "Layer up"),
         hidden("down,j", "layer(1)", "curve.down", "Layer down"),
     ]
@@ -154,9 +179,44 @@ class SizesPane(ChartPane[SizeData, SizeMarks]):
     ]  # fmt: skip
 
     no_marks = SizeMarks()
+    smaller = True
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         return size_chart(self.data, self.marks, size, look)
+
+
+def changed_regions(before: Sequence[Strip], after: Sequence[Strip]) -> list[Region]:
+    """Where lines differ from those painted before, a stretch of cells or two in each."""
+    if len(before) != len(after):
+        return [Region(0, 0, max((s.cell_length for s in after), default=0), len(after))]
+    return [
+        Region(start, y, end - start, 1)
+        for y, (old, new) in enumerate(zip(before, after, strict=True))
+        if old != new
+        for start, end in _stretches(_cells(old), _cells(new))
+    ]
+
+
+def _cells(strip: Strip) -> list[tuple[str, Style | None]]:
+    """Every cell of a line of narrow characters."""
+    return [(char, segment.style) for segment in strip for char in segment.text]
+
+
+def _stretches(
+    old: Sequence[tuple[str, Style | None]], new: Sequence[tuple[str, Style | None]]
+) -> list[tuple[int, int]]:
+    """Stretches that differ; those that lie near each other are one."""
+    if len(old) != len(new):
+        return [(0, len(new))]
+    found: list[tuple[int, int]] = []
+    for x, (one, other) in enumerate(zip(old, new, strict=True)):
+        if one == other:
+            continue
+        if found and x - found[-1][1] < NEAR:
+            found[-1] = found[-1][0], x + 1
+        else:
+            found.append((x, x + 1))
+    return found
 
 
 def _ink(style: Style) -> Style:

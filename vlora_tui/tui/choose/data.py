@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.quantization.packing import NOT_PACKED, named_quantization
-from vlora_engine.spectra.choose import Choice, Packed, if_packed
+from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.spectra.byte_curves import ByteCurves
 from vlora_engine.spectra.k_curves import (
     SIDES,
     Band,
@@ -23,19 +25,31 @@ from vlora_engine.spectra.k_curves import (
 )
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes
 from vlora_tui.tui.charts.variance_plot import Marks, VarianceData
+from vlora_tui.tui.choose.advice import Advice, Preset
 from vlora_tui.tui.choose.figures_pane import LEVELS, Row, Sheet
-from vlora_tui.tui.choose.text import difference, percent, spread, summary, worst_layer
+from vlora_tui.tui.choose.text import (
+    Verdict,
+    difference,
+    goal_words,
+    is_rough,
+    percent,
+    spread,
+    summary,
+    worst_layer,
+)
 from vlora_tui.tui.core.session import Figures, Session
-from vlora_tui.tui.text import clean
+from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
 
 T = TypeVar("T")
+Estimate = Callable[[CompressionTarget], Figures | None]
 
 CELLS = ("needs", "error", "now")
-PACKED = ("int8", "nf4")  # what a choice that is not packed is compared with
+PRESETS = (0.01, 0.05, 0.2)  # errors of the worst adapter, a key each
+LAST_ERROR = 0.007  # where curves against bytes end
 SIDE_NAMES = {"both": "", "a": " · side A alone", "b": " · side B alone"}
 
 
@@ -47,7 +61,8 @@ class Shown:
         layer: The focused layer; ``editing`` its own k.
         cells: ``needs``: k for a share; ``error``: at this choice; ``now``: the k chosen.
         pattern: Only layers that match it.
-        sizes: The second view, size against error; ``worst``: of the worst adapter, not the mean.
+        sizes: Size against error stands where the layers do; ``worst``: of the worst adapter.
+        opened: The focused layer's figures are shown, too.
     """
 
     layer: str | None = None
@@ -59,10 +74,16 @@ class Shown:
     pattern: str = ""
     sizes: bool = False
     worst: bool = False
+    opened: bool = False
 
-    def next_cells(self) -> str:
+    def cells_of(self, choosing: CompressionTarget) -> str:
+        """What the cells show: where there is no k, the error stands for what a share needs."""
+        return "error" if choosing.is_coded and self.cells == "needs" else self.cells
+
+    def next_cells(self, choosing: CompressionTarget) -> str:
         """The next content of the cells."""
-        return CELLS[(CELLS.index(self.cells) + 1) % len(CELLS)]
+        ring = CELLS[1:] if choosing.is_coded else CELLS
+        return ring[(ring.index(self.cells_of(choosing)) + 1) % len(ring)]
 
     def next_share(self) -> float:
         """The next of 90, 95, 99 %."""
@@ -85,6 +106,7 @@ class LayerTables:
         self.version = version
         self.measured = [name for name in spectra.layer_names if name in spectra.layers]
         self._made: dict[tuple[Any, ...], Any] = {}
+        self._last_beside: tuple[tuple[Row, ...], Verdict] = (), Verdict()
 
     @cached_property
     def short(self) -> dict[str, str]:
@@ -113,7 +135,8 @@ class LayerTables:
 
     def basis(self, method: str) -> str:
         """The method whose curve and k are shown: where there is no k, the first that has one."""
-        return method if method in self.spectra.methods else self.spectra.methods[0]
+        ready = self.spectra.ready_methods or self.spectra.methods
+        return method if method in ready else ready[0]
 
     def settle(self, shown: Shown, choosing: CompressionTarget) -> Shown:
         """``shown`` with nothing in it that these spectra do not have."""
@@ -122,7 +145,7 @@ class LayerTables:
             shown = replace(shown, pattern="")
             layers = self.selected("")
         if shown.layer not in layers:
-            shown = replace(shown, layer=layers[0], editing=False)
+            shown = replace(shown, layer=layers[0], editing=False, opened=False)
         if not has_sides(self.basis(choosing.method)):
             shown = replace(shown, side="both")
         return shown
@@ -170,18 +193,86 @@ class LayerTables:
     # the curve
 
     def curve(
-        self, shown: Shown, session: Session, figures: Figures | None
+        self,
+        shown: Shown,
+        session: Session,
+        figures: Figures | None,
+        known: ByteCurves | None = None,
     ) -> tuple[VarianceData | None, Marks]:
-        """The curves, and what lies over them."""
-        method = self.basis(session.choosing.method)
-        return self._curves(shown, method), self._marks(shown, session, figures)
+        """The curves, and what lies over them.
 
-    def curve_title(self, shown: Shown, choosing: CompressionTarget) -> str:
+        Args:
+            known: Of a coded choice: what it keeps of every layer at each size.
+        """
+        choosing = session.choosing
+        if choosing.is_coded and known is not None:
+            return self._byte_curves(shown, choosing, known), self._byte_marks(
+                shown, session, figures, known
+            )
+        marks = self._marks(shown, session, figures)
+        if choosing.is_coded and session.is_coding_known:
+            return None, replace(marks, note="Calculating…")
+        return self._curves(shown, self.basis(choosing.method)), marks
+
+    def curve_title(self, shown: Shown, choosing: CompressionTarget, *, in_bytes: bool) -> str:
         """What the curve is about."""
         only = f" · only {clean(shown.pattern)}" if shown.pattern else ""
+        if in_bytes:
+            return f"Explained variance of dW · {choosing.method}, against bytes{only}"
         method = self.basis(choosing.method)
-        none = f" ({choosing.method} has no k)" if choosing.is_coded else ""
+        none = f" ({choosing.method} is not measured)" if choosing.is_coded else ""
         return f"Explained variance of dW · {method}{SIDE_NAMES[shown.side]}{none}{only}"
+
+    def _byte_curves(
+        self, shown: Shown, choosing: CompressionTarget, known: ByteCurves
+    ) -> VarianceData | None:
+        selected = self.selected(shown.pattern)
+        at = {name: i for i, name in enumerate(known.layers)}
+        layers = [name for name in selected if name in at]
+        if not layers:
+            return None
+        # Identity tells curves apart: others of a method take their place as more is known.
+        key = ("bytes", choosing.method, id(known), shown.pattern, shown.layer)
+
+        def make() -> VarianceData:
+            end = known.bytes_for(1 - LAST_ERROR**2)
+            last = len(known.nbytes) if end is None else int(np.searchsorted(known.nbytes, end)) + 1
+            kept = known.kept[:last]
+            rows = np.sort(kept[:, [at[name] for name in layers]], axis=1)
+            nbytes, name = known.nbytes[:last], shown.layer
+            return VarianceData(
+                version=(self.version, *key),
+                k=nbytes,
+                median=np.median(rows, axis=1),
+                low=rows[:, 0],
+                high=rows[:, -1],
+                layers=len(layers),
+                expected=len(selected),
+                focus=(nbytes, kept[:, at[name]]) if name in at else None,
+                focus_name=self.short.get(name or "", ""),
+                in_bytes=True,
+            )
+
+        return self._once(key, make)
+
+    def _byte_marks(
+        self, shown: Shown, session: Session, figures: Figures | None, known: ByteCurves
+    ) -> Marks:
+        prediction = None if figures is None else figures.prediction
+        pins = [session.cached_figures(pin) for pin in session.pins]
+        end = float(known.nbytes[-1])
+        return Marks(
+            k=None if prediction is None else float(prediction.nbytes),
+            pins=tuple(
+                float(pin.prediction.nbytes)
+                for pin in pins
+                if pin is not None and pin.prediction is not None
+            ),
+            levels=tuple((share, known.bytes_for(share)) for share in LEVELS),
+            dear=float(self.stored) if self.spectra.complete and self.stored < end else None,
+            stretched=shown.stretched,
+            about=is_rough(figures),
+        )
 
     def _curves(self, shown: Shown, method: str) -> VarianceData | None:
         key = ("curves", method, shown.side, shown.pattern, shown.layer)
@@ -237,6 +328,7 @@ class LayerTables:
         middle, low, high = spread(figures)
         pins = [session.cached_figures(pin) for pin in session.pins]
         layer_k = None
+        of_pins = (p for p in pins if p is not None and p.choice is not None)
         if shown.layer in choice.k and (session.choosing.goal[0] != "k" or session.choosing.layers):
             layer_k = self.k_of(shown.layer, figures)
         side = {"a": 0, "b": 1}.get(shown.side)
@@ -248,7 +340,7 @@ class LayerTables:
             low=low,
             high=high,
             layer_k=layer_k,
-            pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
+            pins=tuple(spread(p)[0] for p in of_pins),
             levels=self._levels(session.choosing, choice.dtype)
             if both
             else tuple((share, None) for share in LEVELS),
@@ -263,7 +355,8 @@ class LayerTables:
     ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
         """The grid of layers, a cell for each that is measured, the focused one."""
         names = self.selected(shown.pattern)
-        values = self._values(shown, self.basis(choosing.method), names, figures)
+        what = shown.cells_of(choosing)
+        values = self._values(shown, what, self.basis(choosing.method), names, figures)
         measured = [value for value in values.values() if value is not None]
         least, most = min(measured, default=0.0), max(measured, default=1.0)
         span = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
@@ -273,9 +366,9 @@ class LayerTables:
             if value is None:
                 cells[name] = Cell("-", None, name in with_own_k)
                 continue
-            text = _error_text(value) if shown.cells == "error" else f"{value:.0f}"
-            if shown.cells == "now" and figures is not None and figures.coded is not None:
-                text = "+".join(figures.coded.kinds[name]) or "own"
+            text = _error_text(value) if what == "error" else f"{value:.0f}"
+            if what == "now" and figures is not None and figures.coded is not None:
+                text = "+".join(figures.coded.kinds[name]) or "alone"
             cells[name] = Cell(text, (value - least) / span, name in with_own_k)
         return self._grid(shown.pattern), cells, shown.layer
 
@@ -284,15 +377,20 @@ class LayerTables:
 
     def cells_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the cells are about."""
-        coded = choosing.is_coded
-        whose = f" of {self.basis(choosing.method)}" if coded else ""
-        chosen = f"k chosen{SIDE_NAMES[shown.side] or ' (A max B)'}"
+        chosen = f"k of each layer{SIDE_NAMES[shown.side] or ' (larger side)'}"
         words = {
-            "needs": f"k{whose} for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
-            "error": f"error in % at this choice{', about' if coded else ''}",
-            "now": f"what {choosing.method} does in a layer" if coded else chosen,
+            "needs": f"k for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
+            "error": f"error of each layer in %{', about' if choosing.is_coded else ''}",
+            "now": "what each layer shares" if choosing.is_coded else chosen,
         }
-        return words[shown.cells]
+        return words[shown.cells_of(choosing)]
+
+    def cells_range(self, shown: Shown, choosing: CompressionTarget, cells: Any) -> tuple[str, str]:
+        """The least and the largest that the colours stand for."""
+        known = {cell.heat: cell.text for cell in cells.values() if cell.heat is not None}
+        if not known or (choosing.is_coded and shown.cells_of(choosing) == "now"):
+            return "", ""
+        return known[min(known)], known[max(known)]
 
     def layer_words(self, shown: Shown, figures: Figures | None) -> str:
         """The focused layer in a line."""
@@ -302,10 +400,12 @@ class LayerTables:
         name = self.short.get(layer, layer)
         if layer not in self.spectra.layers:
             return f"{name} is not measured yet"
-        if figures is not None and figures.coded is not None and layer in figures.coded.kinds:
-            kind = "+".join(figures.coded.kinds[layer]) or "each by itself"
-            loss = figures.coded.prediction.layer_errors[layer]
-            return f"{name}  {kind}  error ~{percent(loss)}"
+        if figures is not None and figures.choosing.is_coded:
+            kind, prediction = "", figures.prediction
+            if figures.coded is not None and layer in figures.coded.kinds:
+                kind = f"  {'+'.join(figures.coded.kinds[layer]) or 'each alone'}"
+            loss = None if prediction is None else prediction.layer_errors.get(layer)
+            return f"{name}{kind}" + ("" if loss is None else f"  error ~{percent(loss)}")
         if figures is None or figures.choice is None or layer not in figures.choice.k:
             return name
         k_a, k_b = figures.choice.k[layer]
@@ -313,11 +413,32 @@ class LayerTables:
         error = figures.choice.prediction.layer_errors.get(layer)
         return f"{name}  {k}" + ("" if error is None else f"  error {percent(error)}")
 
+    def layer_figures(self, shown: Shown, known: ByteCurves | None) -> str:
+        """What there is to say of the focused layer where it has no k of its own."""
+        layer = shown.layer
+        table = self.spectra.layers.get(layer or "")
+        if layer is None or table is None:
+            return ""
+        weights = self.spectra.weights[table.tasks]
+        part = float(weights @ table.energy) / max(1, int((self.spectra.weights > 0).sum()))
+        words = [
+            f"{self.short.get(layer, layer)}: {table.d_in} x {table.d_out}",
+            f"rank {table.rank}, {plural(len(table.tasks), 'adapter')}",
+            f"{percent(part)} of dW",
+        ]
+        if known is not None and layer in known.layers:
+            at, column = [], known.errors[:, known.layers.index(layer)]
+            for error in PRESETS:
+                nbytes = float(np.interp(-error, -known.mean, known.nbytes))
+                at.append(f"{percent(float(known.at(nbytes, column)))} at {percent(error)}")
+            words.append(f"error ~{', ~'.join(at)} of all")
+        return ", ".join(words) + " (esc closes)"
+
     def _values(
-        self, shown: Shown, method: str, names: list[str], figures: Figures | None
+        self, shown: Shown, what: str, method: str, names: list[str], figures: Figures | None
     ) -> dict[str, float | None]:
         measured = [name for name in names if name in self.spectra.layers]
-        if shown.cells == "needs":
+        if what == "needs":
             key = ("needs", method, shown.side, shown.share, shown.pattern)
             return self._once(
                 key,
@@ -328,7 +449,7 @@ class LayerTables:
             )
         if figures is None or figures.prediction is None:
             return {}
-        if shown.cells == "error":
+        if what == "error":
             errors = figures.prediction.layer_errors
             return {name: errors.get(name) for name in measured}
         if figures.coded is not None:  # shared layers are told from others by their colour, too
@@ -343,8 +464,20 @@ class LayerTables:
 
     # the figures
 
-    def sheet(self, shown: Shown, session: Session, figures: Figures | None) -> Sheet:
-        """Everything that the figures pane shows."""
+    def sheet(
+        self,
+        shown: Shown,
+        session: Session,
+        figures: Figures | None,
+        known: ByteCurves | None,
+        estimate: Estimate,
+    ) -> Sheet:
+        """Everything that the figures pane shows.
+
+        Args:
+            known: Of a coded choice: what it keeps of every layer at each size.
+            estimate: Tells about what a choice comes to, where that is known at once.
+        """
         rows = [Row("now", session.choosing, figures, self._note(figures))]
         for number, pin in enumerate(session.pins, start=1):
             pinned = session.cached_figures(pin)
@@ -353,25 +486,87 @@ class LayerTables:
                 differs = difference(figures, pinned, self.short)
             rows.append(Row(f"pin {number}", pin, pinned, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
-        rivals = [] if figures is None or missing else session.rivals(figures)
-        figures_of_rivals = [session.cached_figures(rival) for rival in rivals]
-        for i, (rival, of_rival) in enumerate(zip(rivals, figures_of_rivals, strict=True)):
-            rows.append(Row("" if i else "same bytes", rival, of_rival, self._note(of_rival), True))
-        words, bad = "", False
+        verdict = Verdict()
         if not missing:
-            words, bad = summary(figures, figures_of_rivals, factor_bytes_16(self.spectra))
+            rivals, verdict = self._beside(session, figures, estimate)
+            rows += rivals
         now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
         coded = session.choosing.is_coded
+        problem = figures is not None and figures.problem is not None
         return Sheet(
             rows=tuple(rows),
             levels=() if coded else self._levels(session.choosing, dtype),
             dear=None if coded else self._dear(session.choosing, dtype),
-            packed=self._packed(session.choosing, now) if not missing else (),
-            verdict=words,
-            bad=bad,
+            verdict="" if problem else verdict.words,
+            bad=verdict.bad and not problem,
+            brief=verdict.brief,
             missing=missing,
-            mode=self._mode(shown, session),
+            mode=self._mode(shown, session, known),
+        )
+
+    def _beside(
+        self, session: Session, figures: Figures | None, estimate: Estimate
+    ) -> tuple[tuple[Row, ...], Verdict]:
+        """The other methods at the same error, and what that says; as before until all is known."""
+        rivals = [] if figures is None else session.rivals(figures)
+        under_way = session.is_coding_under_way
+        known = [
+            estimate(rival) if rival.is_coded and under_way else session.cached_figures(rival)
+            for rival in rivals
+        ]
+        verdict = summary(figures, known, factor_bytes_16(self.spectra))
+        if figures is None or (figures.estimate is not None and not figures.so_far):
+            return self._last_beside
+        if any(rival is None for rival in known):
+            before, _ = self._last_beside
+            method = session.choosing.method
+            return tuple(row for row in before if row.choosing.method != method), verdict
+        rows = tuple(
+            Row("" if i else "same error", rival, of_rival, self._note(of_rival), rival=True)
+            for i, (rival, of_rival) in enumerate(zip(rivals, known, strict=True))
+            if of_rival is not None and of_rival.prediction is not None
+        )
+        self._last_beside = rows, verdict
+        return self._last_beside
+
+    def advice(self, session: Session, figures: Figures | None, estimate: Estimate) -> Advice:
+        """What stands above the plot: the present choice, and presets with their bytes.
+
+        Args:
+            estimate: Tells about what a choice comes to, where that is known at once.
+        """
+        missing = len(self.spectra.layer_names) - len(self.measured)
+        so_far = ""
+        if missing:
+            so_far = f"from {len(self.measured)} of {len(self.spectra.layer_names)} layers"
+        elif session.choosing.is_coded and session.is_coding_under_way:
+            so_far = "sharing not measured yet"
+        presets = []
+        for error in PRESETS:
+            choosing = session.choosing.with_goal("max_error", error)
+            known = session.cached_figures(choosing) or estimate(choosing)
+            prediction = None if known is None else known.prediction
+            presets.append(
+                Preset(
+                    error,
+                    None if prediction is None else prediction.nbytes,
+                    about=is_rough(known),
+                    taken=choosing.goal == session.choosing.goal,
+                )
+            )
+        prediction = None if figures is None else figures.prediction
+        return Advice(
+            words=goal_words(session.choosing),
+            nbytes=None if prediction is None else prediction.nbytes,
+            ratio=0.0 if prediction is None else prediction.ratio,
+            error=None
+            if prediction is None or session.choosing.goal[0] == "max_error"
+            else prediction.max_error,
+            about=is_rough(figures),
+            so_far=so_far,
+            problem="" if figures is None else (figures.problem or "").partition("\n")[0],
+            presets=tuple(presets),
         )
 
     def _note(self, figures: Figures | None) -> str:
@@ -379,22 +574,15 @@ class LayerTables:
             return ""
         return worst_layer(figures.prediction, self.short)
 
-    def _packed(self, choosing: CompressionTarget, choice: Choice | None) -> tuple[Packed, ...]:
-        """What the choice would cost packed; nothing where it is already."""
-        if choice is None or choosing.quantize != NOT_PACKED:
-            return ()
-        packings = [named_quantization(name) for name in PACKED]
-        return tuple(
-            if_packed(self.spectra, choice, packing) for packing in packings if packing is not None
-        )
-
-    def _mode(self, shown: Shown, session: Session) -> str:
+    def _mode(self, shown: Shown, session: Session, known: ByteCurves | None) -> str:
+        if shown.opened:
+            return self.layer_figures(shown, known)
         if not shown.editing or shown.layer is None:
             return ""
         k = session.choosing.layers.get(shown.layer)
         return (
-            f"Own k {k} for {self.short.get(shown.layer, shown.layer)}: [ ] {{ }} = change it, "
-            "space is done, backspace clears it"
+            f"k {k} for {self.short.get(shown.layer, shown.layer)} alone: [ ] {{ }} = change it, "
+            "esc ends, backspace clears it"
         )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from vlora_engine.compression_target import DEFAULT_MAX_ERROR, CompressionTarget
-from vlora_engine.quantization.dtypes import AUTO_DTYPE, STORAGE_DTYPES
-from vlora_engine.quantization.packing import PACKINGS
-from vlora_tui.tui.choose.data import LayerTables, Shown
+from vlora_engine.quantization.dtypes import (
+    AUTO_DTYPE,
+    DTYPE_WORDS,
+    STORAGE_DTYPES,
+    storage_dtype,
+)
+from vlora_tui.tui.choose.data import PRESETS, LayerTables, Shown
 from vlora_tui.tui.choose.questions import question
-from vlora_tui.tui.choose.target_steps import moved
+from vlora_tui.tui.choose.target_steps import LEAST_ERROR, MOST_ERROR, moved
 from vlora_tui.tui.choose.worker import BackgroundFigures
 from vlora_tui.tui.core.session import MAX_PINS, Figures, Session
 from vlora_tui.tui.widgets.ask import Question
@@ -51,23 +55,22 @@ class ChoiceEditor:
     # k and targets
 
     def move_k(self, step: int) -> None:
-        """Move k, or the focused layer's own; where there is no k, the target."""
+        """Move k by so many in every layer, or the focused layer's own; where a target is aimed
+        at, that by so many steps. What is stored, and how, stays.
+        """
         tables = self.ready()
         if tables is None:
             return
-        now = self._session.choosing
-        if now.is_coded:
-            rungs = 1 if abs(step) == 1 else BY_EIGHT
-            self.move_target(-rungs if step > 0 else rungs)
-            return
-        layer, top = self.shown.layer, tables.top(now.method)
+        now, layer = self._session.choosing, self.shown.layer
         if self.shown.editing and layer is not None:
             k = now.layers.get(layer) or tables.k_of(layer, self._figures.last)
             top = tables.layer_top(layer, now.method)
             self.choose(now.with_layer(layer, min(max(1, k + step), top)))
-            return
-        k = now.k if now.k is not None else tables.middle(self._figures.last)
-        self.choose(now.with_goal("k", min(max(1, k + step), top)))
+        elif now.goal[0] == "k":
+            self.choose(shifted(now, step, tables.top(now.method)))
+        else:
+            rungs = 1 if abs(step) == 1 else BY_EIGHT
+            self.move_target(-rungs if step > 0 else rungs)
 
     def move_target(self, step: int) -> None:
         """Move what is aimed at: k or the target, with a positive ``step`` to fewer bytes."""
@@ -76,18 +79,38 @@ class ChoiceEditor:
             return
         name, value = moved(now.goal, step)
         if name == "k":
-            value = min(max(1, value), tables.top(now.method))
-        self.choose(now.with_goal(name, value))
+            self.choose(shifted(now, -step, tables.top(now.method)))
+        else:
+            self.choose(now.with_goal(name, value))
+
+    def take_preset(self, number: int) -> None:
+        """Aim at the worst error of a preset."""
+        if self.ready() is not None:
+            self.choose(self._session.choosing.with_goal("max_error", PRESETS[number]))
+
+    def go_to_k(self) -> None:
+        """From a coded choice to the k of a basis that reaches the same error."""
+        tables = self.ready()
+        if tables is None:
+            return
+        figures = self._figures.last
+        now = self._session.choosing
+        prediction = None if figures is None else figures.prediction
+        if prediction is None and self._figures.sizes is not None:
+            estimate = self._figures.sizes.estimate(now)
+            prediction = None if estimate is None else estimate.prediction
+        error = prediction.max_error if prediction is not None else now.error or DEFAULT_MAX_ERROR
+        self.shown = replace(self.shown, editing=False, opened=False)
+        chosen = k_at_error(self._session, tables, error)
+        self._with_k = now, chosen
+        self.choose(chosen)
 
     def question(self, what: str) -> Question | None:
         """What to ask for a value; None where it cannot be given."""
         tables = self.ready()
         if tables is None:
             return None
-        if what == "k" and self._session.choosing.is_coded:
-            self._say(f"{self._has_no('k')} [ ] moves its target, e, E, v and b set one.")
-            return None
-        return question(what, tables, self.shown, self._session)
+        return question(what, tables, self.shown, self._session, self._figures.last)
 
     def answer(self, what: str, value: Any) -> None:
         """Take what was typed."""
@@ -96,6 +119,8 @@ class ChoiceEditor:
             self.show_as(pattern=value, editing=False)
         elif what == "k" and self.shown.editing and layer is not None:
             self.choose(now.with_layer(layer, value))
+        elif what == "k":
+            self.choose(with_k(now, value, self._figures.last))
         else:
             self.choose(now.with_goal(what, value))
 
@@ -112,27 +137,19 @@ class ChoiceEditor:
         chosen = as_method(now, ring[0], self._figures.last, self._with_k)
         if chosen.is_coded and not now.is_coded:
             self._with_k = chosen, now
-            self.shown = replace(self.shown, editing=False)
+        self.shown = replace(self.shown, editing=False, opened=False)
         self.choose(tables.within(chosen))
 
     def next_dtype(self) -> None:
         """The next dtype to store in."""
-        self._next_stored("dtype", "dtype", DTYPE_RING)
-
-    def next_packing(self) -> None:
-        """The next way of packing."""
-        self._next_stored("packing", "quantize", PACKINGS)
-
-    def _next_stored(self, what: str, field: str, ring: Sequence[str]) -> None:
-        """The next of the ways in which numbers can be stored."""
         now = self._session.choosing
         if self.ready() is None:
             return
         if now.is_coded:
-            self._say(f"{self._has_no(what)} It codes every direction with the bits it earns.")
+            self._say(f"{self._has_no('dtype')} It gives every number the bits it needs.")
             return
-        value: Any = ring[(ring.index(getattr(now, field)) + 1) % len(ring)]
-        self.choose(replace(now, **{field: value}))
+        ring = DTYPE_RING
+        self.choose(replace(now, dtype=ring[(ring.index(now.dtype) + 1) % len(ring)]))
 
     # a layer's own k
 
@@ -142,10 +159,7 @@ class ChoiceEditor:
         if tables is None or layer is None:
             return
         if self._session.choosing.is_coded:
-            self._say(f"{self._has_no('k')} m goes on to a method that has one.")
-            return
-        if self.shown.sizes:
-            self._say("A layer gets a k of its own on the other view: S.")
+            self._say(f"{self._has_no('k')} Press = for the k of delta at this error.")
             return
         self.shown = replace(self.shown, editing=not self.shown.editing)
         if self.shown.editing and layer not in self._session.choosing.layers:
@@ -161,7 +175,7 @@ class ChoiceEditor:
         if layer is not None and layer in self._session.choosing.layers:
             self.choose(self._session.choosing.with_layer(layer, None))
         else:
-            self._say("This layer has no k of its own; space gives it one.")
+            self._say("This layer has no k of its own. Enter sets one.")
             self._redraw()
 
     # back, beside, on
@@ -171,7 +185,7 @@ class ChoiceEditor:
         if self._session.undo():
             self._redraw()
         else:
-            self._say("There is nothing to take back.")
+            self._say("Nothing to undo.")
 
     def pin(self) -> None:
         """Keep the present choice for comparison, or let go of it."""
@@ -179,8 +193,8 @@ class ChoiceEditor:
             return
         if not self._session.pin():
             self._say(
-                f"{MAX_PINS} choices are pinned. Take one (Tab to the figures, space) "
-                "and press p to let go of it."
+                f"{MAX_PINS} choices are pinned. Take one (Tab to the figures, Enter) "
+                "and press p to unpin it."
             )
         self._redraw()
 
@@ -204,6 +218,43 @@ class ChoiceEditor:
 
     def _has_no(self, what: str) -> str:
         return f"{self._session.choosing.method} has no {what}."
+
+
+def shifted(now: CompressionTarget, step: int, top: int) -> CompressionTarget:
+    """The same with k so many more in every layer, those that layers have of their own too."""
+
+    def more(k: int) -> int:
+        return min(max(1, k + step), top)
+
+    layers = {name: more(k) for name, k in now.layers.items()}
+    if now.k_a is not None and now.k_b is not None:
+        return replace(now, k_a=more(now.k_a), k_b=more(now.k_b), layers=layers)
+    return replace(now.with_goal("k", more(int(now.goal[1]))), layers=layers)
+
+
+def with_k(now: CompressionTarget, k: int, figures: Figures | None) -> CompressionTarget:
+    """The same with this k in every layer, stored as it was for its target."""
+    dtype = now.dtype
+    is_of_now = figures is not None and figures.choosing == now
+    if dtype == AUTO_DTYPE and is_of_now and figures is not None and figures.choice is not None:
+        dtype = DTYPE_WORDS[figures.choice.dtype]
+    return replace(now.with_goal("k", k), dtype=dtype)
+
+
+def k_at_error(session: Session, tables: LayerTables, error: float) -> CompressionTarget:
+    """The least k of a basis with which no adapter's error is above this; else the largest."""
+    method = tables.basis("")
+    aim = CompressionTarget(method, max_error=min(max(error, LEAST_ERROR), MOST_ERROR))
+    tasks = session.spectra.tasks if session.spectra is not None else []
+    stored = storage_dtype(aim.dtype, (task.dtype for task in tasks), lossy=aim.lossy)
+    target = CompressionTarget(method, k=1, dtype=DTYPE_WORDS[stored])
+    low, high = 1, tables.top(method)
+    while low < high:
+        middle = (low + high) // 2
+        prediction = session.figures(target.with_goal("k", middle)).prediction
+        reached = prediction is not None and prediction.max_error <= error
+        low, high = (low, middle) if reached else (middle + 1, high)
+    return target.with_goal("k", low)
 
 
 def as_method(

@@ -1,32 +1,32 @@
-"""The figures of a choice of k: its cost, alternatives at the same bytes, pinned choices."""
+"""The figures of a choice of k: its cost, alternatives at the same error, pinned choices."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from rich.containers import Lines
 from rich.style import Style
 from rich.text import Text
+from textual import events
 from textual.binding import BindingType
-from textual.geometry import Size
+from textual.geometry import Region
 from textual.message import Message
 from textual.widget import Widget
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_tui.tui.choose.text import goal_words, percent, spread
+from vlora_tui.tui.choose.text import bar, goal_words, percent, spread
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import clean, cut
+from vlora_tui.tui.text import clean, cut, plural
 from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.utils.formatting import size
 
-if TYPE_CHECKING:
-    from vlora_engine.spectra.choose import Packed
-
 LEVELS = (0.9, 0.95, 0.99)
+BAR = 12  # columns of a bar
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
     """A choice and its figures; ``figures`` None while they are computed.
 
     Args:
-        rival: It stands for its method at the bytes of the present choice.
+        rival: It stands for its method at the error of the present choice.
     """
 
     label: str
@@ -49,11 +49,10 @@ class Sheet:
     """Everything the pane shows.
 
     Args:
-        rows: The present choice first, then the pins, then the other methods at its bytes.
+        rows: The present choice first, then the pins, then the other methods at its error.
         levels: Shares of variance, and the least k of all layers that reaches each.
         dear: From this k on the result is larger than the originals.
-        packed: What the present choice would cost packed.
-        verdict: What the figures say about sharing here; ``bad`` where it does not pay.
+        verdict: What the figures say about the choice; ``bad`` if that is a warning, ``brief`` it.
         missing: Layers that are not measured yet.
         mode: A line about what the keys do now, where they do something else than usual.
     """
@@ -61,15 +60,15 @@ class Sheet:
     rows: tuple[Row, ...] = ()
     levels: tuple[tuple[float, int | None], ...] = ()
     dear: int | None = None
-    packed: tuple[Packed, ...] = ()
     verdict: str = ""
     bad: bool = False
+    brief: str = ""
     missing: int = 0
     mode: str = ""
 
 
 class FiguresPane(Widget, can_focus=True):
-    """The pane "This choice": a small table, the marks, and a plain word about sharing."""
+    """The pane of figures: a small table, the marks, and a plain word about them."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "figures--head",
@@ -83,8 +82,9 @@ class FiguresPane(Widget, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         hidden("up,k", "move(-1)", "figures.up", "Row up"),
         hidden("down,j", "move(1)", "figures.down", "Row down"),
-        hidden("space", "take", "figures.take", "Make the choice under the cursor the present one"),
-    ]
+        hidden("enter,space", "take", "figures.take",
+               "Make the choice under the cursor the present one"),
+    ]  # fmt: skip
 
     class Taken(Message):
         """A row was taken as the present choice."""
@@ -98,19 +98,32 @@ class FiguresPane(Widget, can_focus=True):
         self.ascii_only = ascii_only
         self.sheet = Sheet()
         self.brief = False
+        self._shown = Lines()  # as they were rendered last
         self._cursor = 0
-        self._lines = 0
         self._top = 0  # lines that are scrolled away, where not all fit
 
     def show(self, sheet: Sheet) -> None:
         """Show these figures; what is the same is not painted again."""
         if sheet == self.sheet:
             return
+        before = self._shown
         self.sheet = sheet
         self._cursor = min(self._cursor, max(0, len(sheet.rows) - 1))
-        lines = len(self._text(self.size.width).split("\n"))
-        self.refresh(layout=lines != self._lines)
-        self._lines = lines
+        if not self.size:
+            self.refresh()
+            return
+        after = self.render().split("\n", allow_blank=True)
+        if len(before) != len(after):
+            self.refresh()
+            return
+        width = self.size.width
+        changed = [
+            Region(0, y, width, 1)
+            for y, (old, new) in enumerate(zip(before, after, strict=True))
+            if old.markup != new.markup
+        ]
+        if changed:
+            self.refresh(*changed)
 
     def action_move(self, step: int) -> None:
         """Another row under the cursor; beyond the last one the words below come into view."""
@@ -127,6 +140,15 @@ class FiguresPane(Widget, can_focus=True):
             self.post_message(self.Taken(self.sheet.rows[self._cursor].choosing))
             self._cursor = 0
 
+    def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        line = -1 if offset is None else offset.y + self._top - 1
+        if 0 <= line < len(self.sheet.rows):
+            again, self._cursor = self._cursor == line, line
+            self.refresh()
+            if again or event.chain == 2:
+                self.action_take()
+
     def row_text(self) -> str | None:
         """The row under the cursor, tab-separated."""
         if self._cursor >= len(self.sheet.rows):
@@ -134,15 +156,17 @@ class FiguresPane(Widget, can_focus=True):
         cells = _cells(self.sheet.rows[self._cursor], self.ascii_only)
         return "\t".join(f"{name} {text}".strip() for name, text in cells.items() if text)
 
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return len(self._text(width).split("\n"))
-
     def render(self) -> Text:
+        text = self._rendered()
+        self._shown = text.split("\n", allow_blank=True)
+        return text
+
+    def _rendered(self) -> Text:
         width, height = self.size
         text = self._text(width)
         lines = text.split("\n")
         self._top = max(0, min(self._top, len(lines) - height))
-        if len(lines) <= height:
+        if len(lines) <= height or not height:
             return text
         shown = lines[self._top : self._top + height]
         if self._top + height < len(lines):
@@ -162,11 +186,12 @@ class FiguresPane(Widget, can_focus=True):
         rows = [_cells(row, self.ascii_only) for row in self.sheet.rows]
         if not rows:
             return []
-        if self.sheet.missing:  # bytes of some layers say nothing about all of them
-            unknown = "..." if self.ascii_only else "…"
-            rows = [cells | {"on disk": unknown, "ratio": unknown} for cells in rows]
+        most = max((size_of(row) for row in self.sheet.rows), default=0)
+        for row, cells in zip(self.sheet.rows, rows, strict=True):
+            share = size_of(row) / most if most else 0.0
+            cells["bar"] = bar(share, BAR, ascii_only=self.ascii_only)
         columns = _columns(rows, width)
-        heads = {name: name for name in columns}
+        heads = {name: "" if name == "bar" else name for name in columns}
         out = [Text(_line(heads, columns, self.ascii_only), self._style("head"))]
         for i, cells in enumerate(rows):
             cursor = i == self._cursor and self.has_focus
@@ -183,28 +208,29 @@ class FiguresPane(Widget, can_focus=True):
             for line in first.problem.splitlines()[:3]:
                 out.append(Text(clean(line)[:width], self._style("bad")))
         if sheet.mode:
-            out += [Text(line, self._style("mode")) for line in _wrapped(sheet.mode, width, 2)]
+            out += [Text(line, self._style("mode")) for line in _wrapped(sheet.mode, width, 3)]
+        if sheet.verdict:
+            style, lines = self._style("bad" if sheet.bad else ""), 3 if width > 90 else 5
+            out += [Text(line, style) for line in _wrapped(sheet.verdict, width, lines)]
         if rows_hide_worst(sheet, width, self.ascii_only):
             cells = _cells(sheet.rows[0], self.ascii_only)
             words = f"worst adapter {cells['worst task']}, worst module {cells['worst module']}"
             out += [Text(line, self._style("muted")) for line in _wrapped(words, width, 2)]
-        packed = packed_line(sheet, self.ascii_only)
-        if packed:
-            out += [Text(line, self._style("muted")) for line in _wrapped(packed, width, 2)]
         marks = _marks_line(sheet, self.ascii_only)
         if marks:
             out += [Text(line, self._style("muted")) for line in _wrapped(marks, width, 2)]
-        if sheet.verdict:
-            style = self._style("bad" if sheet.bad else "")
-            out += [
-                Text(line, style) for line in _wrapped(sheet.verdict, width, 3 if width > 90 else 5)
-            ]
         return out
 
     def _style(self, name: str) -> Style:
         if not name:
             return Style.null()
         return self.get_component_rich_style(f"figures--{name}")
+
+
+def size_of(row: Row) -> int:
+    """The bytes of a row's choice, 0 where they are not known."""
+    prediction = None if row.figures is None else row.figures.prediction
+    return 0 if prediction is None else prediction.nbytes
 
 
 def rows_hide_worst(sheet: Sheet, width: int, ascii_only: bool) -> bool:
@@ -230,22 +256,22 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
         cells["choice"],
         cells["worst task"],
     ]
-    if sheet.missing:
-        second = [f"{sheet.missing} layers not measured yet"]
-    else:
-        second = [cells["on disk"], f"{cells['ratio']} smaller", cells["dtype"]]
+    known = row.figures is not None and row.figures.prediction is not None
+    second = [cells["on disk"], f"{cells['ratio']} smaller" if known else "", cells["dtype"]]
     second += [f"{100 * share:g} % k {k}" for share, k in sheet.levels if k is not None]
-    if sheet.bad:
-        second.insert(2, "hardly pays")
+    if sheet.missing:
+        second.insert(0, f"{plural(sheet.missing, 'layer')} still to measure")
+    if sheet.brief:
+        second.insert(2, sheet.brief)
     if sheet.mode:
-        return [f"{sheet.mode.partition(':')[0]}  (space: done)"[:width], _joined(first, width)]
+        return [f"{sheet.mode.partition(':')[0]}  (esc ends)"[:width], _joined(first, width)]
     return [_joined(first, width), _joined(second, width)]
 
 
 # one line of the table
 
 _WIDTHS = (
-    *("", "choice", "k", "dtype", "on disk", "ratio"),
+    *("", "choice", "k", "dtype", "on disk", "bar", "ratio"),
     *("mean", "worst", "worst task", "worst module"),
 )
 _RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
@@ -254,29 +280,30 @@ _FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 
 
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
-    dash, times = ("-", "x") if ascii_only else ("–", "×")
+    dash = "-" if ascii_only else "–"
     cells = dict.fromkeys(_WIDTHS, "")
     words = goal_words(row.choosing) if not row.rival else row.choosing.method
     cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
     figures = row.figures
     if figures is None:
-        return cells | dict.fromkeys(("k", "mean", "worst"), "..." if ascii_only else "…")
+        return cells
     prediction, packed = figures.prediction, row.choosing.quantize
     if prediction is None:
-        return cells | {"worst task": "cannot be had"}
+        return cells | {"worst task": "not possible"}
     about = "" if figures.is_exact else "~"  # what coding and packing cost is an estimate
+    bytes_about = "~" if figures.so_far or figures.choice is None else ""
     if figures.choice is None:
-        cells |= {"dtype": "coded", "on disk": about + size(prediction.nbytes)}
+        cells |= {"dtype": "coded", "on disk": bytes_about + size(prediction.nbytes)}
     else:
         _, low, high = spread(figures)
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
             "k": str(low) if low == high else f"{low}{dash}{high}",
             "dtype": dtype if packed == NOT_PACKED else packed,
-            "on disk": size(prediction.nbytes),
+            "on disk": bytes_about + size(prediction.nbytes),
         }
     return cells | {
-        "ratio": f"{prediction.ratio:.3g}{times}",
+        "ratio": f"{bytes_about}{prediction.ratio:.3g}x",
         "mean": about + percent(prediction.mean_error),
         "worst": about + percent(prediction.max_error),
         "worst task": clean(prediction.worst_task),
@@ -286,11 +313,14 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
 def _columns(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
     """Which columns fit, and how wide each is."""
     wide = {name: max(len(name), *(len(cells[name]) for cells in rows)) for name in _WIDTHS}
+    wide["bar"] = BAR
     shown = list(_WIDTHS)
 
     def least(names: Sequence[str]) -> int:
         return sum(min(wide[n], _FLEXIBLE.get(n, wide[n])) for n in names) + 2 * (len(names) - 1)
 
+    if sum(wide.values()) + 2 * (len(wide) - 1) > width:
+        shown.remove("bar")  # where it would have others cut
     for name in _DROPPED:
         if least(shown) > width:
             shown.remove(name)
@@ -312,16 +342,6 @@ def _line(cells: dict[str, str], columns: dict[str, int], ascii_only: bool) -> s
     return "  ".join(parts).rstrip()
 
 
-def packed_line(sheet: Sheet, ascii_only: bool) -> str:
-    """What the same k would cost packed; errors are estimates, so the figures have a ~."""
-    dot = " - " if ascii_only else " · "
-    return dot.join(
-        f"as {packed.name} ~{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}, "
-        f"worst ~{percent(packed.max_error)}"
-        for packed in sheet.packed
-    )
-
-
 def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
     dot = " - " if ascii_only else " · "
     marks = [f"{100 * share:g} % at k {k}" for share, k in sheet.levels if k is not None]
@@ -330,7 +350,7 @@ def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
     if sheet.dear is not None:
         marks.append(f"from k {sheet.dear} on larger than the originals")
     if sheet.missing:
-        marks.append(f"{sheet.missing} layers not measured yet: figures are of the others")
+        marks.append(f"{plural(sheet.missing, 'layer')} still to measure")
     return dot.join(marks)
 
 

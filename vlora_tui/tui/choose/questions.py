@@ -12,10 +12,12 @@ from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_tui.tui.choose.data import LayerTables, Shown
-    from vlora_tui.tui.core.session import Session
+    from vlora_tui.tui.core.session import Figures, Session
 
 
-def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> Question:
+def question(
+    what: str, tables: LayerTables, shown: Shown, session: Session, figures: Figures | None
+) -> Question:
     """The question behind a key: ``k``, ``variance``, ``max_error``, ``mean_error``, ``budget``
     or ``filter``; the present value is its default.
     """
@@ -26,20 +28,21 @@ def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> 
         if shown.editing and shown.layer is not None:
             top = tables.layer_top(shown.layer, now.method)
             label = f"k of {clean(tables.short.get(shown.layer, ''))}"
-        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(current))
+        present = tables.middle(figures) if current is None else current
+        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(present))
     if what == "variance":
         value = "" if current is None else f"{100 * current:g}"
-        return Question(what, "keep at least", "% of variance, such as 95 or 99.5", _share, value)
+        return Question(what, "variance", "% to keep, for example 95 or 99.5", _share, value)
     if what in ("max_error", "mean_error"):
         value = "" if current is None else f"{100 * current:g}"
-        whose = "no adapter's error above" if what == "max_error" else "mean error at most"
-        return Question(what, whose, "%, such as 5 or 0.5", _error, value)
+        whose = "worst error" if what == "max_error" else "mean error"
+        return Question(what, whose, "%, for example 5 or 0.5", _error, value)
     if what == "budget":
         value = "" if current is None else f"{current:.0f}"
-        hint = f"on disk, such as 64MB or 2MiB; the adapters take {size(tables.stored)}"
-        return Question(what, "at most", hint, _budget, value)
-    hint = "part of a layer's name, or a pattern such as *attn*; nothing shows all"
-    return Question("filter", "only", hint, str, shown.pattern)
+        hint = f"on disk, for example 64MB or 2MiB; the adapters take {size(tables.stored)}"
+        return Question(what, "bytes", hint, _budget, value)
+    hint = "part of a layer's name, or a pattern such as *attn*; empty shows all"
+    return Question("filter", "filter", hint, str, shown.pattern)
 
 
 def _shown(value: float | None) -> str:
@@ -52,31 +55,31 @@ def _k(text: str, top: int) -> int:
     except ValueError:
         k = 0
     if not 1 <= k <= top:
-        raise ParameterError("This is no k.", expected=f"a whole number from 1 to {top}")
+        raise ParameterError(f"Enter a whole number, 1 to {top}")
     return k
 
 
-def _number(text: str, what: str) -> float:
+def _number(text: str) -> float:
     """A percentage: ``5``, ``5 %``; a number under 1 without a sign is a share: ``0.05``."""
     signed = text.rstrip().endswith("%")
     try:
         value = float(text.rstrip("% ").replace(",", "."))
     except ValueError:
-        raise ParameterError(f"This is no {what}.", expected="a percentage such as 5") from None
+        raise ParameterError("Enter a percentage, for example 5") from None
     return value / 100 if signed or value >= 1 else value
 
 
 def _error(text: str) -> float:
-    value = _number(text, "error")
+    value = _number(text)
     if not 0 < value < 1:
-        raise ParameterError("An error lies above 0 and under 100 %.")
+        raise ParameterError("Enter an error above 0 and under 100 %")
     return value
 
 
 def _share(text: str) -> float:
-    value = 1.0 if text.strip() == "1" else _number(text, "share")
+    value = 1.0 if text.strip() == "1" else _number(text)
     if not 0 < value <= 1:
-        raise ParameterError("A share lies above 0 and up to 100 %.")
+        raise ParameterError("Enter a share above 0 and up to 100 %")
     return value
 
 

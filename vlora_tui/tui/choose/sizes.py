@@ -1,29 +1,30 @@
-"""Data for Choose k's second view: size against error, sharing, and losses per adapter.
+"""Data for Choose k about size against error: curves, sharing, and losses per adapter.
 
 No widget. The curves are worked out in a thread, one after the other; of `auto` and `own` a ladder
-of forecasts is kept, between which any target can be told at once while a key is held down.
+of forecasts is kept, between which any target can be told at once while a key is held down. While
+adapters are measured it is of the layers that are there, each adapter coded by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.text import Text
 
-from vlora_engine.codec.forecast import EVERYBODY, Outlook
+from vlora_engine.codec.forecast import EVERYBODY, Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
+from vlora_engine.spectra.byte_curves import STEPS, ByteCurves, OwnRates, curves_of
 from vlora_engine.spectra.choose import Prediction
 from vlora_engine.spectra.size_curves import CODED, PLAIN, curve_of, ladder
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choose.text import percent, target_words
+from vlora_tui.tui.choose.text import bar, percent, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.utils.formatting import listed, size
@@ -33,40 +34,40 @@ if TYPE_CHECKING:
     from vlora_tui.tui.charts.variance_plot import Array
 
 KINDS = {
-    "delta": "share one basis a side (delta)",
-    "klt": "share what is common to them (klt)",
+    "delta": "shared input/output basis",
+    "klt": "shared rotation (KLT)",
 }
 NAMED = 6  # adapters that are named in a line
 FEW = 3  # layers that are named and not counted
+BAR = 10  # columns of a bar
 
 _serials = count()  # charts are cached by them: the versions of two sessions may be alike
 
 
-@dataclass(frozen=True)
-class Ladder:
-    """Forecasts of one method from coarse to fine: bytes (P,), errors (P,), missed energy (P,)."""
-
-    nbytes: Array
-    mean: Array
-    worst: Array
-    missed: Array
-
-
 class Sizes:
-    """Everything about size against error that is worked out once for a version of the spectra."""
+    """Everything about size against error that is worked out once for what is measured.
 
-    def __init__(self, spectra: Spectra, version: tuple[int, int]) -> None:
+    Args:
+        rates: What layers cost by themselves; kept while more of them arrive.
+    """
+
+    def __init__(
+        self, spectra: Spectra, version: tuple[int, int], rates: OwnRates | None = None
+    ) -> None:
         self.spectra = spectra
         self.version = version
         self.is_measured_now = False  # a job is at it; the view says so
-        self._was_read = False
         self.problem = ""  # why the tables cannot be read
-        self.waiting = [*CODED, *spectra.methods, *PLAIN]  # what is still to be worked out
+        self.waiting = [*CODED, *spectra.ready_methods, *PLAIN]  # what is still to be worked out
+        self._was_read = False
+        self._rates = rates or OwnRates()
         self._serial = next(_serials)
         self._lines: dict[str, tuple[Array, Array, Array]] = {}  # ratio, mean, worst
-        self._ladders: dict[str, Ladder] = {}
-        self._climbing: Iterator[tuple[float, float, float, float]] | None = None
-        self._rungs: list[tuple[float, float, float, float]] = []
+        self._curves: dict[str, ByteCurves] = {}
+        self._so_far: ByteCurves | None = None  # of `own`, which stands for `auto` until then
+        self._earlier: ByteCurves | None = None  # of fewer layers
+        self._climbing: Iterator[Forecast] | None = None
+        self._rungs: list[Forecast] = []
         self._data: dict[tuple[bool, int], SizeData] = {}
         self._losses: tuple[Figures | None, tuple[Loss, ...]] = (None, ())
 
@@ -78,33 +79,60 @@ class Sizes:
     @property
     def is_unread(self) -> bool:
         """Whether the tables are there and nobody has read them yet."""
-        return not self._was_read and self.spectra.complete
+        return not self._was_read
 
     @property
     def has_more(self) -> bool:
         """Whether there are curves still to be worked out."""
         return self.outlook is not None and bool(self.waiting)
 
+    def add_methods(self) -> None:
+        """Take note of methods whose tables have come meanwhile."""
+        known = {*self._lines, *self.waiting}
+        new = [method for method in self.spectra.ready_methods if method not in known]
+        self.waiting = [*self.waiting, *new]
+
+    def take_over(self, before: Sizes) -> None:
+        """Show what was known of fewer layers until more is worked out."""
+        self._earlier = before._so_far or before._earlier
+
+    def curves(self, method: str) -> ByteCurves | None:
+        """What a coded method keeps at each size, as well as it is known."""
+        return self._curves.get(method, self._so_far or self._earlier)
+
     # in a thread
 
     def read(self) -> None:
-        """Read the tables of the codec, if they are there."""
+        """Read the tables of the codec, or what is there of them."""
         try:
-            if self.spectra.complete:
-                self.spectra.outlook()
+            outlook = self.spectra.outlook_so_far()
+            if outlook is not None and self._so_far is None:
+                whole = outlook is self.spectra.codec
+                names = [layer.name for layer in outlook.layers]
+                part = 1.0 if whole else self.spectra.measured_part(names)
+                self._so_far = self._rates.curves(outlook, part)
+                if whole:
+                    self._curves["own"] = self._so_far
         except VLoRAError as error:
             self.problem = str(error)
-        self._was_read = self.spectra.complete
+        self._was_read = True
 
-    def work(self, stop: Callable[[], bool]) -> bool:
-        """Work out the next curve; whether there was one. ``stop`` puts it off until later."""
+    def work(self, stop: Callable[[], bool], first: str = "") -> bool:
+        """Work out the next curve; whether there was one. ``stop`` puts it off until later.
+
+        Args:
+            first: A method that is wanted before the others.
+        """
         outlook = self.outlook
         if outlook is None or not self.waiting:
             return False
+        if self._climbing is None and first in self.waiting:
+            self.waiting = [first, *(m for m in self.waiting if m != first)]
         method = self.waiting[0]
         if method in CODED:
-            if not self._climb(outlook, method, stop):
+            if method not in self._curves and not self._climb(outlook, method, stop):
                 return True
+            self._take_line(method, self._curves[method])
         else:
             points = curve_of(self.spectra, outlook, method).points
             rows = [(p.nbytes, p.mean_error, p.max_error) for p in points]
@@ -116,20 +144,23 @@ class Sizes:
     def _climb(self, outlook: Outlook, method: str, stop: Callable[[], bool]) -> bool:
         """Go on with a method's ladder; whether it is done."""
         if self._climbing is None:
-            self._climbing, self._rungs = _rungs(outlook, method), []
+            self._climbing, self._rungs = ladder(outlook, method, float(STEPS[-1])), []
         for rung in self._climbing:
             self._rungs.append(rung)
             if stop():
                 return False
         self._climbing = None
-        nbytes, mean, worst, missed = np.array(self._rungs).T
-        # From coarse to fine: where more bytes buy nothing, the finest of equal rungs counts.
-        self._ladders[method] = Ladder(nbytes[::-1], mean[::-1], worst[::-1], missed[::-1])
+        names = (layer.name for layer in outlook.layers)
+        self._curves[method] = curves_of(names, outlook, self._rungs)
+        return True
+
+    def _take_line(self, method: str, curves: ByteCurves) -> None:
+        """The line of a coded method, from fine to coarse."""
+        nbytes, mean, worst = (a[::-1] for a in (curves.nbytes, curves.mean, curves.worst))
         coded = mean < 1 - 1e-6  # of those that keep nothing one is enough
         coded[np.flatnonzero(~coded)[:1]] = True
         ratio = np.maximum.accumulate(self._ratios(nbytes))
         self._lines[method] = ratio[coded], mean[coded], worst[coded]
-        return True
 
     def _ratios(self, nbytes: Array) -> Array:
         payload = np.maximum(1.0, nbytes - self._rest)
@@ -183,6 +214,7 @@ class Sizes:
             about=figures is None or not figures.is_exact,
             goal_error=goal.get(name),
             goal_words=target_words(session.choosing),
+            name=session.choosing.method,
             pins=tuple((p.codec_ratio, _error(p, worst)) for p in placed),
         )
 
@@ -190,41 +222,42 @@ class Sizes:
         """What is said where there is no curve."""
         missing = len(self.spectra.layer_names) - len(self.spectra.layers)
         if missing:
-            return f"{plural(missing, 'layer')} to measure first"
+            return f"{plural(missing, 'layer')} still to measure"
         if self.problem:
-            return "its tables cannot be read: R measures again"
+            return "cannot be read: R measures again"
         if not self._was_read:
-            return "reading the tables"
+            return "Loading…"
         if self.is_measured_now:
-            return "being measured"
-        return "not measured: R measures again"
+            return "Measuring…"
+        return "not measured: R measures"
 
-    def title(self, choosing: CompressionTarget, *, worst: bool) -> str:
+    def title(self, *, worst: bool) -> str:
         """What the chart is about."""
         whose = "worst adapter" if worst else "mean"
-        return f"Error of dW against codec ratio · {whose} · {choosing.method}"
+        return f"Size against error · {whose}"
 
     # a target between two forecasts
 
     def estimate(self, choosing: CompressionTarget) -> Figures | None:
         """About what a choice comes to, at once; None where that is not known yet."""
-        rungs = self._ladders.get(choosing.method)
-        if rungs is None:
+        curves = self.curves(choosing.method) if choosing.is_coded else None
+        if curves is None:
             return None
         name, value = choosing.goal
         if name == "budget":
             nbytes = value
-            mean, worst = (_between(nbytes, rungs.nbytes, e) for e in (rungs.mean, rungs.worst))
+            mean, worst = (_between(nbytes, curves.nbytes, e) for e in (curves.mean, curves.worst))
         elif name == "max_error":  # every adapter just keeps to it, so that it is the mean, too
             mean = worst = value
-            nbytes = _between(value, rungs.mean, rungs.nbytes)
+            nbytes = _between(value, curves.mean, curves.nbytes)
         else:
-            goal_values = rungs.missed if name == "variance" else rungs.mean
+            goal_values = curves.missed if name == "variance" else curves.mean
             goal_value = 1 - value if name == "variance" else value
             nbytes, mean, worst = (
                 _between(goal_value, goal_values, curve)
-                for curve in (rungs.nbytes, rungs.mean, rungs.worst)
+                for curve in (curves.nbytes, curves.mean, curves.worst)
             )
+        errors = curves.at(nbytes, curves.errors).tolist()
         return Figures(
             choosing,
             estimate=Prediction(
@@ -236,8 +269,9 @@ class Sizes:
                 ratio=input_bytes(self.spectra) / max(1.0, nbytes),
                 codec_ratio=float(self._ratios(np.array([nbytes]))[0]),
                 task_errors={},
-                layer_errors={},
+                layer_errors=dict(zip(curves.layers, errors, strict=True)),
             ),
+            so_far=self.outlook is None,
         )
 
     # who shares, who loses
@@ -253,7 +287,7 @@ class Sizes:
         if self.outlook is None:
             return Text(self._lacking())
         if subject is None or subject.coded is None:
-            return Text("Working it out." if subject is None else clean(subject.problem or ""))
+            return Text("Calculating…" if subject is None else clean(subject.problem or ""))
         return methods_text(methods).append_text(sharing_text(subject.coded, short))
 
     def losses(self, figures: Figures | None) -> tuple[Loss, ...]:
@@ -273,14 +307,14 @@ class Sizes:
     def _lacking(self) -> str:
         """Why nothing can be said about coding, and what mends it."""
         if not self.spectra.complete:
-            return "What coding costs is measured after the last layer."
+            return "Sharing is measured after the last layer."
         if self.problem:
-            return f"{clean(self.problem)} (R)"
+            return f"{clean(self.problem)} (R measures again)"
         if not self._was_read:
-            return "Reading the tables of the codec."
+            return "Loading…"
         if self.is_measured_now:
-            return "What coding costs is being measured, after the layers. 3 shows the job."
-        return "What coding costs was not measured. R measures the adapters again."
+            return "Measuring what sharing saves… (3 shows the job)"
+        return "Sharing is not measured. Press R to measure the adapters again."
 
 
 def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
@@ -292,68 +326,63 @@ def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
         text.append(f"{whose}: ", "bold")
         text.append(f"{_names(group.tasks)}\n")
         if group.cosine is not None and group.group != EVERYBODY:
-            text.append(f"  related: cosine of A at least {group.cosine:.2f}\n")
+            text.append(f"  related: cosine of A {group.cosine:.2f} or more\n")
         for kind, layers in group.layers.items():
             text.append(f"  {KINDS.get(kind, kind)} {_where(layers, total, short)}\n")
         if group.layers:
-            text.append(f"  saves ~{size(group.saved_bytes)} against each by itself\n")
+            text.append(f"  saves ~{size(group.saved_bytes)} compared with coding each alone\n")
         else:
-            text.append("  share nothing: at this target each by itself costs less\n")
+            text.append("  share nothing: at this error coding each alone is smaller\n")
     if not any(group.layers for group in coded.groups):
-        text.append("Sharing pays nowhere at this target: ", "bold")
-        text.append("every adapter is coded by itself, its directions with the bits they earn.")
+        text.append("Sharing saves nothing at this error: ", "bold")
+        text.append("every adapter is coded alone.")
     elif coded.alone:
-        text.append("by itself: ", "bold")
+        text.append("alone: ", "bold")
         text.append(_names(coded.alone))
-        text.append("\n  share nothing with another that would pay")
+        text.append("\n  sharing would save nothing")
     text.rstrip()
     if coded.shared_bytes:
-        text.append(f"\nwhat is shared takes ~{size(coded.shared_bytes)} of the bytes")
+        text.append(f"\nshared data takes ~{size(coded.shared_bytes)}")
     return text
 
 
 def methods_text(methods: Sequence[Figures | None]) -> Text:
-    """The mean errors of all methods at the same bytes, the least first."""
+    """The sizes of all methods at the same error, the smallest first."""
     predicted = [
         (figures.prediction, figures)
         for figures in methods
         if figures is not None and figures.prediction
     ]
     text = Text()
-    text.append("at these bytes: ", "bold")
+    text.append("at this error: ", "bold")
     text.append(
         ", ".join(
-            f"{figures.choosing.method} "
-            f"{'' if figures.is_exact else '~'}{percent(prediction.mean_error)}"
-            for prediction, figures in ranked(
-                predicted, lambda pair: pair[0].mean_error, largest=False
-            )
+            f"{figures.choosing.method} {'' if figures.is_exact else '~'}{size(prediction.nbytes)}"
+            for prediction, figures in ranked(predicted, lambda pair: pair[0].nbytes, largest=False)
         )
     )
     return text.append("\n")
 
 
-def loss_cells(loss: Loss, short: dict[str, str], *, exact: bool) -> list[tuple[str, str]]:
-    """The cells of an adapter's row."""
+def loss_cells(
+    loss: Loss, short: dict[str, str], *, exact: bool, most: tuple[float, int], ascii_only: bool
+) -> list[tuple[str, str]]:
+    """The cells of an adapter's row.
+
+    Args:
+        most: The largest error and the most bytes of any adapter; bars are as long as they say.
+    """
     about = "" if exact else "~"
+    own = loss.nbytes or 0
     return [
         (clean(loss.task), ""),
         (about + percent(loss.error), ""),
+        (bar(loss.error / most[0] if most[0] else 0.0, BAR, ascii_only=ascii_only), ""),
         ("-" if loss.nbytes is None else about + size(loss.nbytes), ""),
+        (bar(own / most[1] if most[1] else 0.0, BAR, ascii_only=ascii_only), ""),
         (clean(short.get(loss.worst_layer, loss.worst_layer)), "muted"),
         (about + percent(loss.worst_error), "muted"),
     ]
-
-
-def _rungs(outlook: Outlook, method: str) -> Iterator[tuple[float, float, float, float]]:
-    for found in ladder(outlook, method):
-        errors = found.errors
-        yield (
-            outlook.nbytes(found),
-            float(errors.mean()),
-            float(errors.max(initial=0)),
-            float(np.square(errors).mean()),
-        )
 
 
 def _between(x: float, xs: Array, values: Array) -> float:

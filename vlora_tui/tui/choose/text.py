@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import CompressionTarget
@@ -15,61 +16,83 @@ from vlora_tui.utils.formatting import listed, size
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction
 
-CLEARLY = 0.95  # an error under this share of another is worth a word
-HARDLY = 1.2  # under this ratio sharing hardly pays
+CLEARLY = 0.95  # bytes under this share of another's are worth a word
+HARDLY = 1.2  # under this ratio a method hardly pays
+LITTLE_LEFT = 0.5  # an error from which on nothing works any more
+PARTS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")  # of a column, by eighths
+SAME = 1.02  # times an error that counts as the same
 
 
-def summary(
-    figures: Figures | None, rivals: Sequence[Figures | None], factors: int
-) -> tuple[str, bool]:
-    """What the figures say about sharing, and whether that is a warning.
+@dataclass(frozen=True)
+class Verdict:
+    """What the figures say about a choice; ``bad`` if that is a warning, ``brief`` in two words."""
+
+    words: str = ""
+    bad: bool = False
+    brief: str = ""
+
+
+def summary(figures: Figures | None, rivals: Sequence[Figures | None], factors: int) -> Verdict:
+    """What the figures say about the size of a choice, beside other methods at its error.
 
     Args:
+        rivals: Other methods at the same error; None while they are worked out.
         factors: Bytes of all A and B at 16 bit.
     """
     prediction = None if figures is None else figures.prediction
     if figures is None or prediction is None:
-        return "", False
-    closer = _closer(prediction, rivals)
-    if figures.choosing.is_coded:
-        return " ".join([_coded_summary(figures), closer]).strip(), prediction.codec_ratio < HARDLY
-    words = []
-    fp32 = figures.choice is not None and figures.choice.dtype == "F32"
-    remedy = "Store in fp16 (d), or allow" if fp32 else "Allow"
-    if prediction.codec_ratio < 1:
-        words.append(
-            f"Sharing does not pay here: every adapter's own A and B at 16 bit take "
-            f"{size(factors)} and lose nothing to speak of; this choice takes "
-            f"{1 / prediction.codec_ratio:.2f} times that. {remedy} more error (e), or leave these "
-            "adapters as they are."
+        return Verdict()
+    if prediction.max_error >= LITTLE_LEFT:
+        words = (
+            f"At an error of {percent(prediction.max_error)} little is left of an adapter. "
+            "Allow less (e): 5 % is usual."
         )
-    elif prediction.codec_ratio < HARDLY:
-        words.append(
-            f"Sharing hardly pays here: {prediction.codec_ratio:.2f} times smaller than every "
-            f"adapter's own A and B at 16 bit ({size(factors)}). They have little in common at "
-            f"this error. {remedy} more error (e), or keep each adapter by itself."
-        )
-    if not words and not closer:
-        words.append(
-            f"Sharing pays: {prediction.codec_ratio:.3g} times smaller than every adapter's own "
-            "A and B at 16 bit."
-        )
-    return " ".join([*words, closer]).strip(), prediction.codec_ratio < HARDLY
+        return Verdict(words, True, "little is left")
+    smaller = _smaller(figures, rivals)
+    if figures.choosing.is_coded and prediction.codec_ratio >= HARDLY:
+        return Verdict(" ".join([_coded_summary(figures), smaller]).strip())
+    if prediction.codec_ratio >= HARDLY:
+        pays = f"Sharing pays: {prediction.codec_ratio:.3g}x smaller than A and B at 16 bit."
+        return Verdict(smaller or pays)
+    predicted = [r.prediction for r in rivals if r is not None and r.prediction is not None]
+    other_pays = any(
+        rival.codec_ratio >= HARDLY and rival.max_error <= SAME * prediction.max_error
+        for rival in predicted
+    )
+    if other_pays or any(rival is None for rival in rivals):
+        return Verdict(smaller)
+    larger = prediction.codec_ratio < 1
+    words = (
+        f"Compressing {'does not pay' if larger else 'hardly pays'} at this error: storing each "
+        f"adapter in fp16 takes {size(factors)} with practically no loss. Allow more error (e), "
+        "or keep the adapters as they are."
+    )
+    brief = "does not pay" if larger else "hardly pays"
+    return Verdict(" ".join([smaller, words]).strip(), True, brief)
 
 
-def _closer(prediction: Prediction, rivals: Sequence[Figures | None]) -> str:
-    """Which other method has clearly less error at the same bytes."""
+def _smaller(figures: Figures, rivals: Sequence[Figures | None]) -> str:
+    """Which other method reaches the same error in clearly fewer bytes."""
+    prediction = figures.prediction
+    if prediction is None:
+        return ""
+    by_mean = figures.choosing.goal[0] == "mean_error"
+    error = prediction.mean_error if by_mean else prediction.max_error
     predicted = [(r, r.prediction) for r in rivals if r is not None and r.prediction is not None]
-    better = [(r, p) for r, p in predicted if p.mean_error < CLEARLY * prediction.mean_error]
+    better = [
+        (r, p)
+        for r, p in predicted
+        if p.nbytes < CLEARLY * prediction.nbytes
+        and (p.mean_error if by_mean else p.max_error) <= SAME * error
+    ]
     if not better:
         return ""
-    best, its = ranked(better, lambda pair: pair[1].mean_error, largest=False)[0]
+    best, its = ranked(better, lambda pair: pair[1].nbytes, largest=False)[0]
     alone = best.coded is not None and (best.choosing.method == "own" or not _sharing(best))
-    about = "" if best.is_exact else "~"
     return (
-        f"{best.choosing.method} is closer at the same bytes: mean error {about}"
-        f"{percent(its.mean_error)} (m changes the method)."
-        + (" Each adapter by itself is cheaper on this collection." if alone else "")
+        f"{best.choosing.method} reaches {percent(error)} in {size(its.nbytes)} "
+        f"instead of {size(prediction.nbytes)} (m)."
+        + (" Sharing saves nothing on this collection." if alone else "")
     )
 
 
@@ -83,15 +106,15 @@ def _coded_summary(figures: Figures) -> str:
     coded = figures.coded
     if coded is None:
         return ""
-    words = f"~{coded.prediction.codec_ratio:.3g} times smaller than A and B at 16 bit."
+    words = f"~{coded.prediction.codec_ratio:.3g}x smaller than A and B at 16 bit."
     if figures.choosing.method == "own":
-        return f"{words} Every adapter is coded by itself, and depends on no other."
+        return f"{words} Each adapter is coded alone and depends on no other."
     saved = sum(group.saved_bytes for group in coded.groups)
     if not _sharing(figures):
-        return f"{words} Sharing pays nowhere at this target: every adapter is coded by itself."
+        return f"{words} Sharing saves nothing at this error: each adapter is coded alone."
     return (
-        f"{words} Sharing in {_sharing(figures)} of {len(coded.kinds)} layers saves ~{size(saved)} "
-        "against each adapter by itself (S shows who shares what)."
+        f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} layers saves ~{size(saved)} "
+        "(tab: who shares what)."
     )
 
 
@@ -111,11 +134,26 @@ def spread(figures: Figures) -> tuple[int, int, int]:
 
 
 def percent(value: float) -> str:
-    """A relative error or a share as a person reads it."""
+    """A relative error or a share as a person reads it: three digits at most."""
     value *= 100
     if 0 < value < 0.001:
         return "<0.001 %"
-    return f"{value:.0f} %" if value >= 99.95 else f"{value:#.3g} %"
+    return f"{value:.0f} %" if value >= 99.95 else f"{value:.3g} %"
+
+
+def bar(share: float, width: int, *, ascii_only: bool) -> str:
+    """A bar as long as a share of ``width`` columns; nothing is a bar of none."""
+    share = min(1.0, max(0.0, share))
+    least = 1 if share > 0 else 0
+    if ascii_only:
+        return "#" * max(least, round(share * width))
+    eighths = max(least, round(share * width * 8))
+    return "█" * (eighths // 8) + PARTS[eighths % 8]
+
+
+def is_rough(figures: Figures | None) -> bool:
+    """Whether figures are going to change while nothing is chosen: they are still worked out."""
+    return figures is None or figures.estimate is not None or figures.so_far
 
 
 def plain_percent(value: float) -> str:
@@ -137,7 +175,7 @@ def target_words(choosing: CompressionTarget) -> str:
 
 def goal_words(choosing: CompressionTarget) -> str:
     """The method and what was asked for, with the layers that have a k of their own."""
-    own_k = f" +{len(choosing.layers)} own" if choosing.layers else ""
+    own_k = f" +{len(choosing.layers)} set" if choosing.layers else ""
     packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
     return f"{choosing.method}, {target_words(choosing)}{own_k}{packed}"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.markup import escape
 from textual.widget import Widget
@@ -17,12 +18,14 @@ from textual.widgets import Static
 from vlora_engine.spectra.k_curves import has_sides
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.tui.charts.variance_plot import prepare
+from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import ChartPane, CurvePane, SizesPane
 from vlora_tui.tui.choose.data import LayerTables
 from vlora_tui.tui.choose.editor import ChoiceEditor
 from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
 from vlora_tui.tui.choose.keys import HELP, KEYS
-from vlora_tui.tui.choose.sizes import loss_cells
+from vlora_tui.tui.choose.packings import ask_packing, packings
+from vlora_tui.tui.choose.sizes import BAR, loss_cells
 from vlora_tui.tui.choose.worker import BackgroundFigures, FiguresComputed
 from vlora_tui.tui.core.messages import JobsChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.session import Figures
@@ -30,21 +33,28 @@ from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.folding import Hanging
-from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.tui.widgets.heatmap import Heatmap, few_colours, heat_style
 from vlora_tui.tui.widgets.table import Column, Table
+from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 from vlora_tui.utils.formatting import how_much
 
-PANES = ("curve", "layers", "figures")
-SIZE_PANES = ("sizes", "sharing", "losses")  # of the second view
+BESIDE = ("layers", "sizes")  # right of the curve, one at a time
+LOWER = ("figures", "sharing", "losses")  # below it, one at a time
+PANES = ("curve", *BESIDE, *LOWER)
 PANE_NAMES = {
-    **{"curve": "Curve", "layers": "Layers", "figures": "Figures"},
-    **{"sizes": "Size", "sharing": "Sharing", "losses": "Adapters"},
+    **{"curve": "Curve", "layers": "Layers", "sizes": "Size"},
+    **{"figures": "Figures", "sharing": "Sharing", "losses": "Adapters"},
 }
+CONTROLS = ("choose.build", "choose.fine", "choose.normal", "choose.rough")
+OF_A_CHOICE = ("build", "k", "ask", "method", "sizes")  # keys that need something measured
+LEGEND = 6  # colours of the legend of the layers
 LOSSES = (
     Column("task", "adapter", least=10, keep=5, lost="start"),
     Column("error", "error", right=True, keep=4),
-    Column("nbytes", "own bytes", right=True, keep=2),
-    Column("layer", "worst module", least=12, keep=3, lost="start"),
+    Column("error-bar", "", least=BAR, keep=2),
+    Column("nbytes", "own bytes", right=True, keep=3),
+    Column("bytes-bar", "", least=BAR, keep=1),
+    Column("layer", "worst module", least=12, keep=2, lost="start"),
     Column("its", "its error", right=True, keep=1),
 )
 
@@ -62,27 +72,33 @@ class ChooseView(View):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._front = "curve"
+        self._lower = "figures"
         self._sharing = Text()
+        self._titles = "", ""  # of the layers, as they were written last
+        self._doing = ""
+        self._most = 0.0, 0  # the largest error and the most bytes of any adapter
 
     def on_mount(self) -> None:
         self.figures = BackgroundFigures(self, self.redraw, self._wants_curves)
         self.editor = ChoiceEditor(self.session, self.figures, self._say, self.redraw)
         self.set_class(self.host.ascii_only, "-ascii")
+        self.query_one(AdvicePane).keys = tuple(map(self._key, CONTROLS))
         self.run_worker(prepare, thread=True, group="plots")
 
     def compose(self) -> ComposeResult:
         ascii_only = self.host.ascii_only
         yield Static("", id="choose-wait", markup=False)
-        yield Static("", id="choose-tabs", markup=False)
+        yield AdvicePane(ascii_only=ascii_only, id="choose-advice")
+        yield PaneTabs(id="choose-tabs")
         with Horizontal(id="choose-top"):
             yield CurvePane(ascii_only=ascii_only, id="curve")
             yield Heatmap(ascii_only=ascii_only, id="layers")
-        yield FiguresPane(ascii_only=ascii_only, id="figures")
-        with Vertical(id="choose-sizes"):
-            with Horizontal(id="choose-sizes-top"):
-                yield SizesPane(ascii_only=ascii_only, id="sizes")
-                with VerticalScroll(id="sharing", can_focus=True):
-                    yield Static("", id="sharing-text", markup=False)
+            yield SizesPane(ascii_only=ascii_only, id="sizes")
+        yield PaneTabs(id="choose-lower-tabs")
+        with Vertical(id="choose-lower"):
+            yield FiguresPane(ascii_only=ascii_only, id="figures")
+            with VerticalScroll(id="sharing", can_focus=True):
+                yield Static("", id="sharing-text", markup=False)
             yield Table(LOSSES, self._loss_row, key=lambda loss: loss.task, id="losses")
         yield Static("", id="choose-brief", markup=False)
         yield AskLine(id="choose-ask")
@@ -110,23 +126,26 @@ class ChooseView(View):
             return None
         if spectra is None and not self.session.chosen:
             return (
-                "Nothing to choose for yet.\n\n"
-                "Press 1 and mark the adapters that shall share a basis\n"
-                "(space marks one, * the whole group), then come back with 2."
+                "No adapters are marked.\n\n"
+                "Press 1 and mark the adapters to compress together\n"
+                "(space marks one, * the whole group), then press 2."
             )
         view = self.host.jobs.view(self.host.jobs.spectra_job or "")
         count = plural(len(self.session.chosen), "adapter")
         problem = self.host.jobs.spectra_problem
         if problem is not None:
-            return f"{count} could not be measured.\n\n{problem}\n\n1, then 2 tries again."
+            return f"{count} could not be measured.\n\n{problem}\n\nPress 1, then 2 to try again."
         doing = f"Measuring {count}: no layer is done yet."
         if view is not None and view.state.is_over:
-            return f"The job that measures {count} is {view.state}: press 3 to see why."
+            return f"Measuring {count}: the job is {view.state}. Press 3 to see why."
         if view is not None and view.progress is not None:
             at = view.progress
             far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
-        return f"{doing}\n\nThe curve fills in layer by layer. 3 shows the job and its log."
+        return f"{doing}\n\nThe curve fills layer by layer. 3 shows the job and its log."
+
+    def is_of_use(self, action: str) -> bool:
+        return self.not_ready() is None or action not in OF_A_CHOICE
 
     def row_text(self) -> str | None:
         figures = self.query_one(FiguresPane)
@@ -134,24 +153,18 @@ class ChooseView(View):
             return None
         if figures.has_focus:
             return figures.row_text()
-        if self.editor.shown.sizes:
-            return self._size_row_text()
-        return self.figures.tables.layer_words(self.editor.shown, self.figures.last)
-
-    def _size_row_text(self) -> str | None:
-        """The adapter under the cursor, or what is shared, or the present choice."""
+        if self._pane("sizes").has_focus:
+            return "\n".join(self._brief_lines(200))
         if self._pane("sharing").has_focus:
             return self._sharing.plain
         losses: Table[Loss] = self.query_one("#losses", Table)
         if losses.has_focus and losses.row is not None:
-            return "\t".join(cell for cell, _ in self._loss_row(losses.row))
-        return "\n".join(self._brief_lines(200))
+            cells = self._loss_row(losses.row)
+            return "\t".join(cells[i][0] for i in (0, 1, 3, 5, 6))
+        return self.figures.tables.layer_words(self.editor.shown, self.figures.last)
 
     def open_filter(self) -> None:
-        if self.editor.shown.sizes:
-            self._say("Layers are filtered on the other view: S.")
-        else:
-            self.action_ask("filter")
+        self.action_ask("filter")
 
     # keys that change the choice
 
@@ -160,7 +173,10 @@ class ChooseView(View):
         self.editor.move_k(step)
 
     def action_ask(self, what: str) -> None:
-        """Open the line that asks for a value."""
+        """Open the line that asks for a value; from a coded choice k is gone to."""
+        if what == "k" and self.session.choosing.is_coded:
+            self.editor.go_to_k()
+            return
         question = self.editor.question(what)
         if question is not None:
             self.query_one(AskLine).ask(question)
@@ -174,8 +190,20 @@ class ChooseView(View):
         self.editor.next_dtype()
 
     def action_packing(self) -> None:
-        """The next way of packing."""
-        self.editor.next_packing()
+        """Show what each way of packing costs, and take one."""
+        if self.editor.ready() is None:
+            return
+        now = self.session.choosing
+
+        def work() -> None:
+            found = packings(self.session, now)
+            self.app.call_from_thread(ask_packing, self.app, now, found, self.editor.choose)
+
+        self.run_worker(work, thread=True, group="packings", exclusive=True)
+
+    def action_preset(self, number: int) -> None:
+        """Aim at the error of a preset."""
+        self.editor.take_preset(number)
 
     def action_own(self) -> None:
         """Start or end giving the focused layer a k of its own."""
@@ -193,27 +221,51 @@ class ChooseView(View):
         """Keep the present choice for comparison, or let go of it."""
         self.editor.pin()
 
-    async def action_run(self) -> None:
-        """Go on to Run with what is on screen."""
-        if self.editor.ready() is not None:
-            await self.host.show_step("run")
+    async def action_build(self) -> None:
+        """Start to build what is on screen, and show Run."""
+        if not self.session.marked or self.editor.ready() is None:
+            self._say("Nothing to build yet: mark adapters in step 1.")
+            return
+        await self.host.show_step("run")
+        view = self.host.view
+        if view is not None:
+            await view.run_action("start")
+
+    def action_open(self) -> None:
+        """Open what the cursor is on: a layer's k or figures, an adapter's worst module."""
+        losses: Table[Loss] = self.query_one("#losses", Table)
+        if losses.has_focus:
+            self._open_loss(losses.row)
+        elif self._pane("layers").has_focus or self._pane("curve").has_focus:
+            if self.session.choosing.is_coded:
+                self.editor.show_as(opened=not self.editor.shown.opened, editing=False)
+                self._bring_up("figures")
+            else:
+                self.editor.toggle_layer_k()
+
+    def _open_loss(self, loss: Loss | None) -> None:
+        """Go to the module in which an adapter loses most."""
+        if loss is None or not loss.worst_layer:
+            return
+        self.editor.show_as(layer=loss.worst_layer, sizes=False, pattern="", cells="error")
+        self._focus_front("layers")
 
     # keys that change what is shown
 
     def action_sizes(self) -> None:
-        """The other view: size against error, or k."""
-        self.editor.show_as(sizes=not self.editor.shown.sizes, editing=False)
+        """Size against error in place of the layers, or those again."""
+        sizes = not self.editor.shown.sizes
+        self.editor.show_as(sizes=sizes)
         if self.not_ready() is None:
-            self._front = self.panes[0]
-            self._focus_first()
+            self._focus_front("sizes" if sizes else "layers")
 
     def action_again(self) -> None:
         """Measure the adapters again, where something is missing."""
         spectra = self.session.spectra
-        if spectra is not None and spectra.codec is not None:
+        if spectra is not None and spectra.complete and (spectra.codec or spectra.is_coded):
             self._say("Everything is measured.")
         elif self.host.jobs.is_measuring:
-            self._say("They are being measured: 3 shows the job.")
+            self._say("Measuring: 3 shows the job.")
         else:
             self.host.jobs.forget_spectra()
             self.host.jobs.want_spectra()
@@ -221,40 +273,38 @@ class ChooseView(View):
 
     def action_done(self) -> None:
         """Leave what is transient."""
-        if self.editor.shown.editing:
-            self.editor.show_as(editing=False)
+        if self.editor.shown.editing or self.editor.shown.opened:
+            self.editor.show_as(editing=False, opened=False)
         elif self.editor.shown.pattern:
             self.editor.show_as(pattern="")
 
     def action_cells(self) -> None:
-        """What the cells show, or whose errors the curves are."""
-        if self.editor.shown.sizes:
-            self.editor.show_as(worst=not self.editor.shown.worst)
+        """What the cells show; with the keys on size against error, whose errors that is about."""
+        shown = self.editor.shown
+        if self._pane("sizes").has_focus:
+            self.editor.show_as(worst=not shown.worst)
             return
-        self.editor.show_as(cells=self.editor.shown.next_cells())
+        self.editor.show_as(cells=shown.next_cells(self.session.choosing))
 
     def action_share(self) -> None:
         """The share that the cells are about."""
-        if self._is_on_sizes():
+        if self.session.choosing.is_coded:
+            self._say(f"{self.session.choosing.method} has no k: its cells show errors.")
             return
         self.editor.show_as(cells="needs", share=self.editor.shown.next_share())
 
     def action_side(self) -> None:
         """Both sides, A alone, B alone."""
-        if self._is_on_sizes():
-            return
         if self.session.choosing.is_coded:
             self._say(f"{self.session.choosing.method} codes both sides together.")
             return
         if not has_sides(self.session.choosing.method):
-            self._say("flat approximates both factors at once: a side has no error of its own.")
+            self._say("flat approximates both sides together.")
             return
         self.editor.show_as(side=self.editor.shown.next_side())
 
     def action_axes(self) -> None:
-        """Even axes, or stretched ones."""
-        if self._is_on_sizes():
-            return
+        """Linear scale, or as much room for each nine."""
         self.editor.show_as(stretched=not self.editor.shown.stretched)
 
     def action_pane(self, step: int) -> None:
@@ -262,12 +312,6 @@ class ChooseView(View):
         panes = self.panes
         here = next((i for i, name in enumerate(panes) if self._pane(name).has_focus), 0)
         self._focus_front(panes[(here + step) % len(panes)])
-
-    def _is_on_sizes(self) -> bool:
-        """Whether a key is about the other view; then it says so."""
-        if self.editor.shown.sizes:
-            self._say("This key is about the other view: S.")
-        return self.editor.shown.sizes
 
     def _say(self, text: str) -> None:
         """A word about a key that did nothing."""
@@ -281,11 +325,11 @@ class ChooseView(View):
 
     def on_heatmap_focused(self, event: Heatmap.Focused) -> None:
         event.stop()
-        self.editor.show_as(layer=event.layer, editing=False)
+        self.editor.show_as(layer=event.layer, editing=False, opened=False)
 
     def on_chart_pane_stepped(self, event: ChartPane.Stepped) -> None:
         event.stop()
-        if self.editor.shown.sizes:
+        if event.smaller:
             self.editor.move_target(event.step)
         else:
             self.action_k(event.step)
@@ -297,6 +341,21 @@ class ChooseView(View):
     def on_figures_pane_taken(self, event: FiguresPane.Taken) -> None:
         event.stop()
         self.editor.choose(event.choosing)
+
+    def on_advice_pane_pressed(self, event: AdvicePane.Pressed) -> None:
+        event.stop()
+        if event.what == "build":
+            self.run_worker(self.action_build(), group="build", exclusive=True)
+        else:
+            self.action_preset(event.number)
+
+    def on_table_pressed(self, event: Table.Pressed) -> None:
+        event.stop()
+        self._open_loss(event.table.row)
+
+    def on_pane_tabs_chosen(self, event: PaneTabs.Chosen) -> None:
+        event.stop()
+        self._focus_front(event.pane)
 
     def on_ask_line_answered(self, event: AskLine.Answered) -> None:
         event.stop()
@@ -318,20 +377,12 @@ class ChooseView(View):
         self._front_classes()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        if event.widget.id in self.panes:
-            self._front = event.widget.id
-            self._front_classes()
+        if event.widget.id in PANES:
+            self._bring_up(event.widget.id)
 
     def on_click(self, event: events.Click) -> None:
-        tabs = self.query_one("#choose-tabs", Static)
-        if event.widget is tabs:
-            column = event.x
-            for name in self.panes:
-                column -= len(PANE_NAMES[name]) + 4
-                if column < 0:
-                    self._focus_front(name)
-                    return
-        elif event.widget is not None and not event.widget.focusable and not self._asking:
+        free = event.widget is not None and not event.widget.focusable and not self._asking
+        if free and not isinstance(event.widget, PaneTabs):
             self._focus_front(self._front)  # the keys belong to this step wherever one clicks
 
     # drawing
@@ -340,7 +391,9 @@ class ChooseView(View):
         """Draw everything from the session, as far as it is known."""
         problem = self.not_ready()
         arrived = problem is None and self.has_class("-wait")
-        self.set_class(problem is not None, "-wait")
+        if arrived or (problem is not None and not self.has_class("-wait")):
+            self.set_class(problem is not None, "-wait")
+            self.call_after_refresh(self.screen.refresh_bindings)
         if problem is not None:
             self.figures.forget()
             self.query_one("#choose-wait", Static).update(problem)
@@ -348,7 +401,6 @@ class ChooseView(View):
         spectra = self.session.spectra
         if spectra is None:
             return
-        self.set_class(self.editor.shown.sizes, "-sizes")
         figures = self.figures.look_up(spectra)
         self._draw(figures)
         self.figures.work()
@@ -356,19 +408,31 @@ class ChooseView(View):
             self._focus_first()
 
     def _draw(self, figures: Figures | None) -> None:
-        tables, choosing = self.figures.tables, self.session.choosing
-        if tables is None:
+        tables, sizes, choosing = self.figures.tables, self.figures.sizes, self.session.choosing
+        if tables is None or sizes is None:
             return
         self.editor.shown = tables.settle(self.editor.shown, choosing)
-        pane = self.query_one(FiguresPane)
-        pane.show(tables.sheet(self.editor.shown, self.session, figures))
-        exact = figures is not None and figures.estimate is None
-        pane.border_title = "This choice" if exact else "This choice, working it out"
-        if self.editor.shown.sizes:
-            self._draw_sizes(tables, figures)
-        else:
-            self._draw_k(tables)
-        if self.has_class("-narrow") or self.editor.shown.sizes:
+        shown = self.editor.shown
+        self.set_class(shown.sizes, "-sizes")
+        known = sizes.curves(choosing.method) if choosing.is_coded else None
+        sheet = tables.sheet(shown, self.session, figures, known, sizes.estimate)
+        self.query_one(FiguresPane).show(sheet)
+        advice = tables.advice(self.session, figures, sizes.estimate)
+        if self.host.ascii_only:
+            advice = replace(advice, words=advice.words.replace("…", "..."))
+        self.query_one(AdvicePane).show(advice)
+        now = figures or self.figures.last
+        curve = self.query_one(CurvePane)
+        curve.show(*tables.curve(shown, self.session, now, known))
+        title = tables.curve_title(shown, choosing, in_bytes=known is not None)
+        curve.entitle(self._words(title), self._words(tables.layer_words(shown, now)))
+        self._draw_layers(tables, now)
+        if shown.sizes or self.has_class("-narrow"):
+            self._draw_sizes(figures)
+        if self._lower != "figures":
+            self._draw_sharing(tables, figures)
+        self._draw_tabs(figures)
+        if self.has_class("-narrow"):
             lines = self._brief_lines(self.size.width - 2)
             self.query_one("#choose-brief", Static).update("\n".join(lines))
 
@@ -376,48 +440,77 @@ class ChooseView(View):
         sheet = self.query_one(FiguresPane).sheet
         return brief_lines(sheet, width, ascii_only=self.host.ascii_only)
 
-    def _draw_k(self, tables: LayerTables) -> None:
-        """Explained variance against k, and the layers."""
-        curve, layers = self.query_one(CurvePane), self.query_one(Heatmap)
-        shown, choosing, last = self.editor.shown, self.session.choosing, self.figures.last
-        curve.show(*tables.curve(shown, self.session, last))
-        curve.border_title = self._words(tables.curve_title(shown, choosing))
-        curve.border_subtitle = "S: size against error"
-        layers.show(*tables.cells(shown, choosing, last))
-        layers.border_title = self._words(tables.cells_title(shown, choosing))
-        layers.border_subtitle = self._words(tables.layer_words(shown, last))
+    def _draw_layers(self, tables: LayerTables, figures: Figures | None) -> None:
+        """The heat map, with what its colours stand for below it."""
+        layers, shown, choosing = self.query_one(Heatmap), self.editor.shown, self.session.choosing
+        grid, cells, focus = tables.cells(shown, choosing, figures)
+        layers.show(grid, cells, focus)
+        least, most = tables.cells_range(shown, choosing, cells)
+        legend = self._legend(least, most) if least else ""
+        titles = self._words(tables.cells_title(shown, choosing)), legend
+        if titles != self._titles:  # setting them paints all of the pane
+            self._titles = layers.border_title, layers.border_subtitle = titles
 
-    def _draw_sizes(self, tables: LayerTables, figures: Figures | None) -> None:
-        """Error against size, who shares, who loses."""
-        sizes, shown, choosing = self.figures.sizes, self.editor.shown, self.session.choosing
+    def _legend(self, least: str, most: str) -> str:
+        """Colours from the least to the largest, as markup."""
+        if least == most:
+            return escape(least)
+        dark, ansi = self.app.current_theme.dark, few_colours(self.app)
+        blocks = ""
+        for i in range(LEGEND):
+            style = heat_style(i / (LEGEND - 1), dark=dark, ansi=ansi)
+            colour = style.bgcolor
+            if colour is None:
+                blocks += "  "
+            else:
+                blocks += f"[on {'ansi_' if ansi else ''}{colour.name}]  [/]"
+        if self.app.no_color or self.host.ascii_only:
+            blocks = "to"
+        return f"{escape(least)} {blocks} {escape(most)}"
+
+    def _draw_sizes(self, figures: Figures | None) -> None:
+        """Error against size of every method."""
+        sizes, shown = self.figures.sizes, self.editor.shown
         if sizes is None:
             return
         sizes.is_measured_now = self.host.jobs.is_measuring
-        chart, sharing = self.query_one(SizesPane), self._pane("sharing")
+        chart = self.query_one(SizesPane)
         marks = sizes.marks(self.session, figures or self.figures.last, worst=shown.worst)
+        if self.host.ascii_only:
+            marks = replace(marks, note=marks.note.replace("…", "..."))
         chart.show(sizes.data(worst=shown.worst), marks)
-        chart.border_title = self._words(sizes.title(choosing, worst=shown.worst))
-        chart.border_subtitle = "S: k and layers"
-        subject, working = self._auto(), figures is None or figures.estimate is not None
-        rivals = [] if self.figures.last is None else self.session.rivals(self.figures.last)
+        chart.entitle(self._words(sizes.title(worst=shown.worst)), "S: layers")
+
+    def _draw_sharing(self, tables: LayerTables, figures: Figures | None) -> None:
+        """Who shares what, and what each adapter loses."""
+        sizes = self.figures.sizes
+        if sizes is None:
+            return
+        sizes.is_measured_now = self.host.jobs.is_measuring
         figures_of_rivals = (
-            self.session.cached_figures(rival) or sizes.estimate(rival) for rival in rivals
+            self.session.cached_figures(rival) or sizes.estimate(rival)
+            for rival in (
+                [] if self.figures.last is None else self.session.rivals(self.figures.last)
+            )
         )
         methods = [self.figures.last, *figures_of_rivals]
-        self._sharing = sizes.sharing(subject, methods, tables.short)
-        self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
-        same = "" if choosing.method == "auto" else ", same bytes"
-        sharing.border_title = f"What auto does{same}{', working it out' if working else ''}"
+        text = sizes.sharing(self._auto(), methods, tables.short)
+        if self.host.ascii_only:
+            text = Text(text.plain.replace("…", "..."))
+        if text != self._sharing:
+            self._sharing = text
+            self.query_one("#sharing-text", Static).update(Hanging(text))
         losses: Table[Loss] = self.query_one("#losses", Table)
         rows = sizes.losses(self.figures.last)
         if rows is not losses.rows:
+            self._most = (
+                max((row.error for row in rows), default=0.0),
+                max((row.nbytes or 0 for row in rows), default=0),
+            )
             losses.show(rows, cursor=None if losses.has_focus else 0)
-        losses.border_title = self._words(
-            f"What each adapter loses · {choosing.method}{', working it out' if working else ''}"
-        )
 
     def _auto(self) -> Figures | None:
-        """What is known of auto: the present choice, or auto at its bytes."""
+        """What is known of auto: the present choice, or auto at its error."""
         last = self.figures.last
         if last is None or last.choosing.method == "auto":
             return last
@@ -426,21 +519,24 @@ class ChooseView(View):
         return None if auto is None else self.session.cached_figures(auto)
 
     def _loss_row(self, loss: Loss) -> list[tuple[str, str]]:
-        short = {} if self.figures.tables is None else self.figures.tables.short
         return loss_cells(
-            loss, short, exact=self.figures.last is not None and self.figures.last.is_exact
+            loss,
+            {} if self.figures.tables is None else self.figures.tables.short,
+            exact=self.figures.last is not None and self.figures.last.is_exact,
+            most=self._most,
+            ascii_only=self.host.ascii_only,
         )
 
     # small things
 
     @property
     def _lacks_tables(self) -> bool:
-        """Whether the view in sight waits for the tables of the codec."""
+        """Whether what is in sight waits for the tables of the codec."""
         spectra = self.session.spectra
-        return self.editor.shown.sizes and spectra is not None and spectra.codec is None
+        return spectra is not None and spectra.codec is None and self.editor.shown.sizes
 
     def _wants_curves(self) -> bool:
-        return self.editor.shown.sizes or self.session.choosing.is_coded
+        return self.editor.shown.sizes or self._front == "sizes"
 
     @property
     def _asking(self) -> bool:
@@ -451,32 +547,60 @@ class ChooseView(View):
         plain = text.replace(" · ", " - ") if self.host.ascii_only else text
         return escape(plain)
 
+    def _key(self, binding_id: str) -> str:
+        """How the key of a binding is written, the user's own where there is one."""
+        binding = next(b for b in KEYS if isinstance(b, Binding) and b.id == binding_id)
+        given = self.host.config.keys.get(binding_id)
+        if given:
+            binding = replace(binding, key=given.split(",")[0].strip())
+        return self.app.get_key_display(binding)
+
     @property
     def panes(self) -> tuple[str, ...]:
-        """The panes of the view in sight, in the order of Tab."""
-        return SIZE_PANES if self.editor.shown.sizes else PANES
+        """The panes that Tab goes through."""
+        if self.has_class("-narrow"):
+            return PANES
+        return ("curve", BESIDE[self.editor.shown.sizes], *LOWER)
 
     def _pane(self, name: str) -> Widget:
         return self.query_one(f"#{name}")
 
     def _focus_front(self, name: str) -> None:
-        self._front = name if name in self.panes else self.panes[0]
-        self._front_classes()
-        self._pane(self._front).focus(scroll_visible=False)
+        name = name if name in self.panes else self.panes[0]
+        self._bring_up(name)
+        self._pane(name).focus(scroll_visible=False)
 
     def _focus_first(self) -> None:
         """Where the keys go when the step comes into view."""
-        first = "sizes" if self.editor.shown.sizes else "layers"
-        self._focus_front(self._front if self.has_class("-narrow") else first)
+        narrow = self.has_class("-narrow")
+        self._focus_front(self._front if narrow else BESIDE[self.editor.shown.sizes])
+
+    def _bring_up(self, name: str) -> None:
+        """Have a pane in sight, whichever of them shares its place."""
+        before = self._front, self._lower
+        self._front = name
+        if name in LOWER:
+            self._lower = name
+        self._front_classes()
+        if (self._front, self._lower) != before and self.figures.tables is not None:
+            self.redraw()
 
     def _front_classes(self) -> None:
-        for name in (*PANES, *SIZE_PANES):
+        for name in PANES:
             self.set_class(name == self._front, f"-front-{name}")
-        names = [
-            f"[{PANE_NAMES[n]}]" if n == self._front else f" {PANE_NAMES[n]} " for n in self.panes
-        ]
-        width = self.app.size.width
-        keys = "   tab" if width < 48 else "   tab: next" if width < 64 else "   tab: next  S: "
-        if width >= 64:
-            keys += "k" if self.editor.shown.sizes else "size"
-        self.query_one("#choose-tabs", Static).update("  ".join(names) + keys)
+        for name in LOWER:
+            self.set_class(name == self._lower, f"-lower-{name}")
+
+    def _draw_tabs(self, figures: Figures | None) -> None:
+        tabs = [Tab(name, PANE_NAMES[name]) for name in PANES]
+        self.query_one("#choose-tabs", PaneTabs).show(tabs, self._front)
+        lower = [Tab(name, PANE_NAMES[name]) for name in LOWER]
+        self.query_one("#choose-lower-tabs", PaneTabs).show(lower, self._lower)
+        doing = "Calculating" if figures is None or figures.estimate is not None else ""
+        if figures is not None and figures.so_far:
+            doing = "Measuring"
+        dots = "..." if self.host.ascii_only else "…"
+        if doing != self._doing:
+            self._doing = doing
+            for name in LOWER:
+                self._pane(name).border_title = doing and doing + dots

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from vlora_engine.compression_target import CompressionTarget
-from vlora_tui.tui.choose.data import LayerTables
+from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
+from vlora_engine.spectra.byte_curves import OwnRates
+from vlora_tui.tui.choose.data import PRESETS, LayerTables
 from vlora_tui.tui.choose.sizes import Sizes
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.core.view import View
@@ -42,7 +43,7 @@ class BackgroundFigures:
         wants_curves: Whether it shows curves of size against error.
 
     Attributes:
-        tables: What is worked out once for these spectra; ``sizes``: the same of the second view.
+        tables: What is worked out once for these spectra; ``sizes``: the same of size and error.
         last: The figures of the present choice, or of the one before it.
     """
 
@@ -61,6 +62,7 @@ class BackgroundFigures:
         self._quiet: Timer | None = None
         self._more_arrived = False
         self._arriving: Timer | None = None
+        self._rates: tuple[Spectra | None, OwnRates] = None, OwnRates()
 
     def forget(self) -> None:
         """There are no spectra to look anything up in."""
@@ -73,10 +75,8 @@ class BackgroundFigures:
 
     def look_up(self, spectra: Spectra) -> Figures | None:
         """The figures of the present choice, about or exactly; None where nothing is known."""
-        if self.tables is None or self.tables.version != self._session.version:
-            self.tables = LayerTables(spectra, self._session.version)
-            self.sizes = Sizes(spectra, self._session.version)
-        figures, last = self._session.cached_figures(), self.last
+        self._look_at(spectra)
+        figures, last = self._known(), self.last
         if figures is not None:
             self.last = figures
         elif last is not None:
@@ -86,6 +86,32 @@ class BackgroundFigures:
             return self.sizes.estimate(self._session.choosing)
         return figures
 
+    def _look_at(self, spectra: Spectra) -> None:
+        """Have tables of these spectra as they are by now."""
+        version = self._session.version
+        if self.tables is None or self.tables.version != version:
+            self.tables = LayerTables(spectra, version)
+        if self._rates[0] is not spectra:
+            self._rates = spectra, OwnRates()
+        version = version[0], spectra.coding_arrived
+        if self.sizes is None or self.sizes.version != version:
+            before = self.sizes
+            self.sizes = Sizes(spectra, version, self._rates[1])
+            if before is not None and before.version[0] == version[0]:
+                self.sizes.take_over(before)
+        self.sizes.add_methods()
+
+    def _known(self) -> Figures | None:
+        """The exact figures of the present choice, where they are known or at once."""
+        if self._is_under_way:
+            return None
+        return self._session.cached_figures()
+
+    @property
+    def _is_under_way(self) -> bool:
+        """Whether the choice is of a method whose costs are being measured."""
+        return self._session.choosing.is_coded and self._session.is_coding_under_way
+
     def work(self) -> None:
         """Have what is missing worked out: the choice at once, the rest when keys are quiet.
 
@@ -94,7 +120,10 @@ class BackgroundFigures:
         if self._quiet is not None:
             self._quiet.stop()
             self._quiet = None
-        if self._session.cached_figures() is None:
+        if self._is_under_way:
+            if self.sizes is not None and self.sizes.is_unread:
+                self._compute(beside=False)
+        elif self._session.cached_figures() is None:
             about = self.sizes is not None and self.sizes.estimate(self._session.choosing)
             if about is None:
                 self._compute(beside=False)
@@ -104,15 +133,23 @@ class BackgroundFigures:
             self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
 
     def beside(self) -> list[CompressionTarget]:
-        """What stands beside the present choice: pins, and other methods at its bytes."""
-        figures = self._session.cached_figures()
+        """What stands beside the present choice: pins, other methods at its error, presets."""
+        figures, choosing = self._known(), self._session.choosing
         rivals = self._session.rivals(figures) if figures is not None else []
-        return [*self._session.pins, *rivals]
+        presets = [choosing.with_goal("max_error", error) for error in PRESETS]
+        wanted = [*self._session.pins, *rivals, *presets]
+        if self._session.is_coding_under_way:
+            wanted = [choice for choice in wanted if not choice.is_coded]
+        return wanted
 
     def _lacks(self) -> bool:
         """Whether anything beside the present choice is not worked out."""
         unread = self.sizes is not None and self.sizes.is_unread
         curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
+        if self.sizes is not None and self.sizes.has_more and not curves:
+            curves = self._session.choosing.method in CODED_METHODS and (
+                self._session.choosing.method in self.sizes.waiting
+            )
         cached = self._session.cached_figures
         return unread or curves or any(cached(choice) is None for choice in self.beside())
 
@@ -127,8 +164,13 @@ class BackgroundFigures:
         """In a thread: the choice that is wanted, then what stands beside it, then curves."""
         try:
             while (wanted := self._wanted) is not None:
-                self._session.figures(wanted[0])
-                self._view.post_message(FiguresComputed(False))
+                sizes = self.sizes
+                if sizes is not None and sizes.is_unread:
+                    sizes.read()
+                    self._view.post_message(FiguresComputed(False))
+                if not (wanted[0].is_coded and self._session.is_coding_under_way):
+                    self._session.figures(wanted[0])
+                    self._view.post_message(FiguresComputed(False))
                 if wanted[1]:
                     self._compute_beside(wanted)
                 if self._wanted is wanted:
@@ -145,7 +187,11 @@ class BackgroundFigures:
         def changed() -> bool:
             return self._wanted is not wanted
 
-        sizes.read()
+        method = wanted[0].method
+        while wanted[0].is_coded and method in sizes.waiting and not changed():
+            if not sizes.work(changed, method):
+                break
+            self._view.post_message(FiguresComputed(False))
         for choosing in self.beside():
             if changed():
                 return
@@ -168,6 +214,8 @@ class BackgroundFigures:
 
     def layers_came(self, spectra: Spectra) -> None:
         """Draw layers that came, now and then while more are coming."""
+        if self.tables is not None and self.tables.version == self._session.version:
+            return  # of methods that are not whole yet
         if spectra.complete:
             self._redraw()
         elif self._arriving is None:
@@ -187,9 +235,11 @@ class BackgroundFigures:
 
     def _draw_arrived(self) -> None:
         """Draw new layers once, together with their figures."""
-        if self.tables is None or self._session.cached_figures() is not None:
+        spectra = self._session.spectra
+        if self.tables is None or spectra is None or self._known() is not None:
             self._redraw()
         else:
+            self._look_at(spectra)
             self.work()
 
 

@@ -280,9 +280,10 @@ class JobClient:
             return
         path, current = Path(view.spectra), self._session.spectra
         try:
-            if current is None or current.path != path:
+            moved = current is not None and current.path != path
+            if current is None or (moved and not current.move(path)):
                 self._show(Spectra.load(path), chosen)
-            elif not current.complete and current.refresh():
+            elif not current.is_whole and current.refresh():
                 self._show(current, chosen)
         except VLoRAError:
             return  # it moves to its final place this moment; the next look finds it

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 MAX_PINS = 3
+LEAST_ERROR, MOST_ERROR = 1e-4, 0.9  # between which methods are compared
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Figures:
     Args:
         choice: Where there is a k. coded: Where there is none.
         estimate: What it comes to by and large, until it is worked out.
+        so_far: It is of the layers that are measured; its bytes are carried over to all.
     """
 
     choosing: CompressionTarget
@@ -46,6 +48,7 @@ class Figures:
     problem: str | None = None
     coded: Coded | None = None
     estimate: Prediction | None = None
+    so_far: bool = False
 
     @property
     def prediction(self) -> Prediction | None:
@@ -56,7 +59,8 @@ class Figures:
     @property
     def is_exact(self) -> bool:
         """Whether a build has these errors, up to rounding; else they are within a few percent."""
-        return self.choice is not None and self.choosing.quantize == NOT_PACKED
+        plain = self.choosing.quantize == NOT_PACKED
+        return self.choice is not None and plain and not self.so_far
 
 
 @dataclass
@@ -87,9 +91,7 @@ class Session:
     choosing: CompressionTarget = field(default_factory=lambda: CompressionTarget().checked())
     pins: list[CompressionTarget] = field(default_factory=list)
     _history: list[CompressionTarget] = field(default_factory=list, repr=False)
-    _figures: dict[tuple[CompressionTarget, int, int], Figures] = field(
-        default_factory=dict, repr=False
-    )
+    _figures: dict[tuple[Any, ...], Figures] = field(default_factory=dict, repr=False)
     _generation: int = field(default=0, repr=False)
 
     # the collection
@@ -187,8 +189,10 @@ class Session:
 
     @property
     def version(self) -> tuple[int, int]:
-        """Changes whenever the spectra do: which they are, and how many layers have arrived."""
-        return self._generation, len(self.spectra.layers) if self.spectra is not None else 0
+        """Changes whenever the spectra do: which they are, and how much of them has arrived."""
+        if self.spectra is None:
+            return self._generation, 0
+        return self._generation, self.spectra.coding_arrived + len(self.spectra.ready_methods)
 
     def choose(self, choosing: CompressionTarget) -> None:
         """Change the choice; `undo` takes it back."""
@@ -219,18 +223,19 @@ class Session:
         """The methods that the spectra can tell of, in the order in which a key goes through."""
         if self.spectra is None:
             return []
-        coded = list(CODED_METHODS[::-1]) if self.spectra.codec is not None else []
-        return [*self.spectra.methods[:1], *coded, *self.spectra.methods[1:]]
+        ready = self.spectra.ready_methods
+        coded = list(CODED_METHODS[::-1]) if self.is_coding_known else []
+        return [*ready[:1], *coded, *ready[1:]]
 
     def figures(self, choosing: CompressionTarget | None = None) -> Figures:
         """What a choice costs on the spectra that are there: a table look-up, cached.
 
         Where k is given it takes milliseconds; a target may take a second on large collections.
         """
-        target, version, spectra = choosing or self.choosing, self.version, self.spectra
+        target, spectra = choosing or self.choosing, self.spectra
         if spectra is None or not spectra.layers:
             return Figures(target, problem="no layer is measured yet")
-        key = (target, *version)
+        key = self._key(target, spectra)
         if key not in self._figures:
             try:
                 self._figures[key] = _worked_out(target, spectra)
@@ -245,23 +250,47 @@ class Session:
         target = choosing or self.choosing
         if target.goal[0] == "k" or self.spectra is None:
             return self.figures(target)
-        return self._figures.get((target, *self.version))
+        return self._figures.get(self._key(target, self.spectra))
+
+    def _key(self, target: CompressionTarget, spectra: Spectra) -> tuple[Any, ...]:
+        """What figures are of: methods that are still to come change nothing in those."""
+        arrived = spectra.coding_arrived if target.is_coded else len(spectra.layers)
+        return target, self._generation, arrived
+
+    @property
+    def is_coding_known(self) -> bool:
+        """Whether anything is known of what coding costs."""
+        spectra = self.spectra
+        return spectra is not None and bool(spectra.is_coded or spectra.codec or spectra.own)
+
+    @property
+    def is_coding_under_way(self) -> bool:
+        """Whether what coding costs is still being measured, and partly known."""
+        spectra = self.spectra
+        done = spectra is None or spectra.is_coded or spectra.codec is not None
+        return self.is_coding_known and not done
 
     def rivals(self, figures: Figures) -> list[CompressionTarget]:
-        """The other methods at the bytes of a choice."""
+        """The other methods at the error of a choice; none where that is next to nothing or all."""
         prediction = figures.prediction
         if self.spectra is None or prediction is None:
             return []
-        budget, dtype, packed = prediction.nbytes, AUTO_DTYPE, figures.choosing.quantize
+        by_mean = figures.choosing.goal[0] == "mean_error"
+        error = prediction.mean_error if by_mean else prediction.max_error
+        if not LEAST_ERROR <= error <= MOST_ERROR:
+            return []
+        goal, error = "mean_error" if by_mean else "max_error", float(f"{error:.4g}")
+        dtype, packed = AUTO_DTYPE, figures.choosing.quantize
         if figures.choice is not None:
             dtype = DTYPE_WORDS[figures.choice.dtype]
-        return [
-            CompressionTarget(method, budget=budget)
+        rivals = (
+            CompressionTarget(method)
             if method in CODED_METHODS
-            else CompressionTarget(method, budget=budget, dtype=dtype, quantize=packed)
+            else CompressionTarget(method, dtype=dtype, quantize=packed)
             for method in self.methods
             if method != figures.choosing.method
-        ]
+        )
+        return [rival.with_goal(goal, error) for rival in rivals]
 
     # recipes
 
@@ -321,18 +350,18 @@ def _worked_out(target: CompressionTarget, spectra: Spectra) -> Figures:
     Raises:
         VLoRAError: It cannot be had.
     """
-    if target.is_coded:
-        from vlora_tui.pipeline.forecast import Coded
+    from vlora_tui.pipeline.forecast import Coded, choose_so_far
 
+    if target.is_coded:
         outlook = spectra.outlook() if spectra.complete else None
         if outlook is None:
-            return Figures(target, problem=f"what {target.method} costs is not measured yet")
+            return Figures(target, problem=f"{target.method} is not measured yet")
         return Figures(target, coded=Coded.of(outlook, target))
+    if not spectra.complete:
+        return Figures(target, choose_so_far(spectra, target), so_far=True)
     from vlora_engine.spectra.choose import choose
 
-    measured = spectra if spectra.complete else spectra.measured()
-    layers = {name: k for name, k in target.layers.items() if name in measured.layers}
-    return Figures(target, choose(measured, replace(target, layers=layers)))
+    return Figures(target, choose(spectra, target))
 
 
 def is_about(finding: Finding, path: str) -> bool:

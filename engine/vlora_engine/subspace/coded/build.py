@@ -27,7 +27,7 @@ from vlora_engine.subspace.coded.layer_parts import (
     partial_outlook,
 )
 from vlora_engine.subspace.coded.layout import bytes_around, overhead_bytes
-from vlora_engine.subspace.coded.measure import measure
+from vlora_engine.subspace.coded.measure import FirstPass, measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection, fingerprint_of
 from vlora_engine.subspace.write import task_files
@@ -42,8 +42,12 @@ def outlook_of(
     *,
     groups: bool = True,
     aim: CompressionTarget | None = None,
+    passed: FirstPass | None = None,
 ) -> Outlook:
-    """The outlook of a collection, with what it takes on disk beside the coded numbers."""
+    """The outlook of a collection, with what it takes on disk beside the coded numbers.
+
+    Further arguments: as of `measure`.
+    """
     records = _records(collection, None)
     outlook = measure(
         collection.sources,
@@ -52,12 +56,18 @@ def outlook_of(
         run,
         groups=groups,
         aim=aim,
-        overhead=overhead_bytes(collection.sources, records, collection.layers),
+        overhead=coded_overhead(collection),
+        passed=passed,
     )
     outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
     outlook.input_bytes = sum(record.source_bytes for record in records.values())
     outlook.digests = [digest for _, digest in collection.digests]
     return outlook
+
+
+def coded_overhead(collection: Collection) -> int:
+    """About the bytes of a coded collection that no choice changes, rest tensors apart."""
+    return overhead_bytes(collection.sources, _records(collection, None), collection.layers)
 
 
 def build_coded(

@@ -50,7 +50,35 @@ SHARE_OVERHEAD = 8 * 11.0
 LOOKED_AT = 5  # layers of a family on which groups are looked at; more are like their neighbours
 LARGE = 256  # rows of all tasks on a layer: decomposing more takes a while
 CORES_LOOKED_AT = 16  # members of a group whose cores are made to learn what they cost
+Seen = tuple[OwnTable, Tensor | None]  # a layer's own table, and the inner products of all A
+
 NEAR = 1.5  # times the error that is aimed at: what only helps beyond it is not looked at
+
+
+class FirstPass:
+    """Collects, layer by layer, what the first pass sees: own tables, and how alike all A are.
+
+    Args:
+        names: Of the tasks. groups: Whether groups are going to be looked at.
+    """
+
+    def __init__(self, names: Sequence[str], *, groups: bool = True) -> None:
+        self.places = {name: i for i, name in enumerate(names)}
+        self.tables: list[OwnTable] = []
+        self.gram = np.zeros((len(names), len(names)))
+        self._groups = groups and len(names) > 1
+
+    def look(self, stack: LayerStack, known: OwnTable | None = None) -> Seen:
+        """What one layer is to be remembered by; in any thread. ``known``: its table, if made."""
+        table = own_table(stack, self.places) if known is None else known
+        return table, _a_gram(stack) if self._groups else None
+
+    def add(self, seen: Seen) -> None:
+        """Take the next layer, in their order."""
+        table, inner = seen
+        self.tables.append(table)
+        if inner is not None:
+            self.gram[np.ix_(table.tasks, table.tasks)] += inner.cpu().numpy()
 
 
 def measure(
@@ -62,6 +90,7 @@ def measure(
     groups: bool = True,
     aim: CompressionTarget | None = None,
     overhead: int = 0,
+    passed: FirstPass | None = None,
 ) -> Outlook:
     """The outlook of a checked collection, its sizes left open but for that of rest tensors.
 
@@ -69,29 +98,26 @@ def measure(
         weights: 1 / ||dW|| of every task. groups: Look at what sharing would save, too.
         aim: The one target that the outlook is made for; without it, it serves all.
         overhead: Bytes on disk that no choice changes, rest tensors apart.
+        passed: The first pass over all layers, where it was made before.
     """
     names = list(sources)
-    places = {name: i for i, name in enumerate(names)}
     order, device = [spec.name for spec in layers], pick_device(run.device)
+    first = FirstPass(names, groups=groups) if passed is None else passed
 
-    def first(layer: str) -> tuple[OwnTable, Tensor | None]:
-        stack = read_stack(layer, sources, weights, device)
-        return own_table(stack, places), _a_gram(stack) if groups and len(names) > 1 else None
+    def look_first(layer: str) -> Seen:
+        return first.look(read_stack(layer, sources, weights, device))
 
-    tables: list[OwnTable] = []
-    gram = np.zeros((len(names), len(names)))
-    passed = map_ordered(first, order, run, stage="codec")
-    with closing(passed):
-        for table, inner in passed:
-            tables.append(table)
-            if inner is not None:
-                gram[np.ix_(table.tasks, table.tasks)] += inner.cpu().numpy()
-    outlook = Outlook(names, tables, {}, np.ones(1), {})
+    if passed is None:
+        looked_at = map_ordered(look_first, order, run, stage="codec")
+        with closing(looked_at):
+            for layer in looked_at:
+                first.add(layer)
+    outlook = Outlook(names, first.tables, {}, np.ones(1), {})
     outlook.overhead, outlook.rest_bytes = overhead, sum(map(rest_bytes, sources.values()))
     outlook.grid = _grid(outlook) if aim is None else _grid_around(outlook, aim)
     if not groups or len(names) < 2:
         return outlook
-    outlook.cosines = ratios_of(gram)
+    outlook.cosines = ratios_of(first.gram)
     signatures = [_signature(sources[name]) for name in names]
     outlook.clusters = _clusters(outlook.cosines, signatures)
 

@@ -24,6 +24,7 @@ from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
+from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.data import LayerTables, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
@@ -83,6 +84,21 @@ class Opened:
     def text(self, pane: type[Any]) -> str:
         widget = self.view.query_one(pane)
         return "\n".join(widget.render_line(y).text for y in range(widget.size.height))
+
+    def screen_lines(self) -> list[str]:
+        return [strip.text for strip in self.app.screen._compositor.render_strips()]
+
+    def asked_words(self) -> str:
+        return str(self.app.screen.query_one(".words").render())
+
+    async def asked(self, pilot: Any) -> None:
+        """A dialog is there."""
+        for _ in range(400):
+            await pilot.pause()
+            if isinstance(self.app.screen, Ask):
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError("nothing is asked")
 
     async def settled(self, pilot: Any) -> None:
         """Nothing is worked out any more."""
@@ -169,15 +185,70 @@ class TestKeys:
 
         opened.use(steps)
 
-    def test_from_a_target_k_goes_on_at_the_median(self, screen: Opened) -> None:
+    def test_a_target_moves_by_one_step_and_all_else_stays(self, measured: Path) -> None:
+        opened = Opened(Spectra.load(measured), method="delta", max_error=0.05, quantize="int8")
+
         async def steps(pilot: Any) -> None:
-            choice = screen.session.figures().choice
-            assert choice is not None
-            middle = round(float(np.median([k for pair in choice.k.values() for k in pair])))
+            before = opened.session.figures().choice
             await pilot.press("right_square_bracket")
-            assert screen.goal == ("k", middle + 1)
+            assert opened.session.choosing == CompressionTarget(
+                "delta", max_error=0.045, quantize="int8"
+            )
+            await opened.settled(pilot)
+            after = opened.session.figures().choice
+            assert after.dtype == before.dtype
+            assert 1 <= after.prediction.nbytes / before.prediction.nbytes < 1.15
+            await pilot.press("left_square_bracket")
+            assert opened.goal == ("max_error", 0.05)
+
+        opened.use(steps)
+
+    def test_every_k_moves_by_one_those_of_layers_too(self, measured: Path) -> None:
+        opened = Opened(
+            Spectra.load(measured),
+            method="delta", k_a=6, k_b=9, layers={LAYER: 4}, dtype="fp16", quantize="nf4",
+        )  # fmt: skip
+
+        async def steps(pilot: Any) -> None:
+            before = opened.session.figures().choice
+            await pilot.press("right_square_bracket")
+            after = opened.session.figures().choice
+            assert after.dtype == before.dtype == "F16"
+            assert opened.session.choosing.quantize == "nf4"
+            assert after.k == {name: (a + 1, b + 1) for name, (a, b) in before.k.items()}
+            await pilot.press("left_square_bracket")
+            assert opened.session.figures().choice.k == before.k
+
+        opened.use(steps)
+
+    def test_a_k_that_is_typed_is_stored_as_the_target_was(self, screen: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            dtype = screen.session.figures().choice.dtype
+            assert dtype == "F16"
+            await pilot.press("equals_sign", "9", "enter")
+            assert screen.goal == ("k", 9)
+            assert screen.session.figures().choice.dtype == dtype
 
         screen.use(steps)
+
+    @pytest.mark.parametrize(("key", "error"), [("f", 0.01), ("n", 0.05), ("r", 0.2)])
+    def test_presets_are_a_key_each_and_told_with_their_bytes(
+        self, at_k: Opened, key: str, error: float
+    ) -> None:
+        async def steps(pilot: Any) -> None:
+            await at_k.settled(pilot)
+            chosen = choose(at_k.session.spectra, CompressionTarget("delta", max_error=error))
+            shown = f"{percent(error)}: {size(chosen.prediction.nbytes)}"
+            assert shown in at_k.view.query_one(AdvicePane).plain()
+            await pilot.press(key)
+            assert at_k.session.choosing == CompressionTarget("delta", max_error=error)
+            await at_k.settled(pilot)
+            first, second = at_k.view.query_one(AdvicePane).plain().split("\n")
+            assert f"delta, worst {percent(error)}: {size(chosen.prediction.nbytes)}, " in first
+            assert f"{chosen.prediction.ratio:.3g}x smaller than the originals" in first
+            assert f"{shown}]" in second
+
+        at_k.use(steps)
 
     def test_arrows_in_the_curve_move_k_and_the_layer(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
@@ -210,7 +281,7 @@ class TestKeys:
             assert screen.goal == pytest.approx(goal) or screen.goal == goal
             assert not screen.view.query_one(AskLine).display
             await pilot.press("right_square_bracket")  # the keys are the screen's again
-            assert screen.goal[0] == "k"
+            assert screen.goal != goal
 
         screen.use(steps)
 
@@ -220,6 +291,7 @@ class TestKeys:
             ("equals_sign", "99", f"1 to {TOP}"),
             ("equals_sign", "x", f"1 to {TOP}"),
             ("e", "100", "under 100 %"),
+            ("e", "x", "Enter a percentage, for example 5"),
             ("v", "0", "above 0"),
             ("b", "lots", "no size"),
         ],
@@ -263,31 +335,45 @@ class TestKeys:
 
         at_k.use(steps)
 
-    def test_packing_goes_round_and_its_figures_are_called_estimates(self, at_k: Opened) -> None:
+    def test_every_packing_is_offered_with_its_bytes_and_errors(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            await pilot.press("equals_sign", "3", "enter")
-            plain = at_k.session.figures().choice
-            assert plain is not None
-            told = at_k.text(FiguresPane)
-            for name in ("int8", "nf4"):
+            for name, key in (("int8", "8"), ("int4", "4"), ("nf4", "n")):
                 packed = choose(
                     at_k.session.spectra, CompressionTarget(k=3, quantize=name)
                 ).prediction
-                assert (
-                    f"as {name} ~{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
-                )
-            for name in ("int8", "int4", "nf4"):
                 await pilot.press("c")
-                assert at_k.session.choosing.quantize == name
-                told = at_k.text(FiguresPane)
-                assert f"as {name}" in told
-                assert f"~{percent(at_k.session.figures().choice.prediction.mean_error)}" in told
+                await at_k.asked(pilot)
+                told = "\n".join(at_k.screen_lines())
+                assert f"{name} " in told
+                assert f"{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
+                await pilot.press(key)
+                await pilot.pause()
+                assert at_k.session.choosing == CompressionTarget(k=3, quantize=name)
+                await at_k.settled(pilot)
+                assert f"as {name}" in at_k.text(FiguresPane)
                 assert f"--quantize {name}" in at_k.session.command()
             await pilot.press("c")
-            assert at_k.session.choosing.quantize == "none"
-            assert at_k.session.figures().choice == plain
+            await at_k.asked(pilot)
+            await pilot.press("0")
+            await pilot.pause()
+            assert at_k.session.choosing == CompressionTarget(k=3)
 
         at_k.use(steps)
+
+    def test_a_packing_that_cannot_reach_the_target_is_offered_with_what_it_reaches(
+        self, screen: Opened
+    ) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("c")
+            await screen.asked(pilot)
+            assert "worst 5 % is out of reach" in screen.asked_words()
+            await pilot.press("n")
+            await pilot.pause()
+            await screen.settled(pilot)
+            assert screen.session.choosing.quantize == "nf4"
+            assert screen.session.figures().choice is not None
+
+        screen.use(steps)
 
     def test_a_method_with_fewer_directions_takes_no_k_beyond_them(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
@@ -310,37 +396,54 @@ class TestKeys:
 
         at_k.use(steps)
 
-    def test_enter_goes_to_run(self, at_k: Opened) -> None:
+    @pytest.mark.parametrize("by", ["key", "mouse"])
+    def test_one_key_or_the_button_starts_to_build(
+        self, at_k: Opened, adapters: list[Path], by: str
+    ) -> None:
+        at_k.session.add_found(scan([str(adapters[0].parent)]).adapters)
+
         async def steps(pilot: Any) -> None:
-            asked: list[str] = []
-
-            async def show_step(step: str) -> None:
-                asked.append(step)
-
-            at_k.app.show_step = show_step  # type: ignore[method-assign]
-            await pilot.press("enter")
-            assert asked == ["run"]
+            for path in at_k.session.infos:
+                at_k.session.mark(path, True)
+            started: list[Any] = []
+            at_k.app.start_job = lambda recipe, **_: started.append(recipe)  # type: ignore
+            await pilot.press("enter")  # opens the layer, and starts nothing
+            assert at_k.app.view is at_k.view
+            await pilot.press("escape", "u")
+            if by == "key":
+                await pilot.press("w")
+            else:
+                pane = at_k.view.query_one(AdvicePane)
+                first = pane.plain().split("\n")[0]
+                assert "[ w Build ]" in first
+                await pilot.click(AdvicePane, offset=(first.index("[ w") + 3, 0))
+            await pilot.pause()
+            assert at_k.app.view.id == "run"
+            (recipe,) = started
+            assert recipe.compress.target == CompressionTarget(k=3)
+            assert not Path(recipe.output).exists()
 
         at_k.use(steps)
 
 
 class TestOwnK:
-    def test_space_starts_it_and_the_same_keys_edit_it(self, at_k: Opened) -> None:
+    @pytest.mark.parametrize("key", ["space", "enter"])
+    def test_a_key_starts_it_and_the_same_keys_edit_it(self, at_k: Opened, key: str) -> None:
         async def steps(pilot: Any) -> None:
-            await pilot.press("down", "space", "right_square_bracket", "right_square_bracket")
+            await pilot.press("down", key, "right_square_bracket", "right_square_bracket")
             assert at_k.session.choosing.layers == {BELOW: 5}
             assert at_k.goal == ("k", 3)
             assert "5*" not in at_k.text(Heatmap)
             assert "*" in at_k.text(Heatmap)
-            assert "Own k 5" in at_k.text(FiguresPane)
+            assert "k 5 for 1.c_attn alone" in at_k.text(FiguresPane)
             await pilot.press("equals_sign", "8", "enter")
             assert at_k.session.choosing.layers == {BELOW: 8}
-            await pilot.press("space", "right_square_bracket")
-            assert at_k.session.choosing.layers == {BELOW: 8}
+            await pilot.press("escape", "right_square_bracket")
+            assert at_k.session.choosing.layers == {BELOW: 9}
             assert at_k.goal == ("k", 4)
             choice = at_k.session.figures().choice
             assert choice is not None
-            assert choice.k[BELOW] == (8, 8)
+            assert choice.k[BELOW] == (9, 9)
             assert choice.k[LAYER] == (4, 4)
 
         at_k.use(steps)
@@ -348,7 +451,7 @@ class TestOwnK:
     def test_moving_on_ends_it(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("space", "right_square_bracket", "down", "right_square_bracket")
-            assert at_k.session.choosing == CompressionTarget(k=4, layers={LAYER: 4})
+            assert at_k.session.choosing == CompressionTarget(k=4, layers={LAYER: 5})
 
         at_k.use(steps)
 
@@ -370,24 +473,32 @@ class TestWhatIsShown:
                 own = choose(at_k.session.spectra, CompressionTarget(method, k=3)).prediction
                 text = at_k.text(FiguresPane)
                 for figure in (own.mean_error, own.max_error):
-                    assert f"{100 * figure:#.3g} %" in text
+                    assert percent(figure) in text
                 assert own.worst_task in text
                 await pilot.press("m")
                 await at_k.settled(pilot)
 
         at_k.use(steps)
 
-    def test_other_methods_stand_beside_it_at_no_more_bytes(self, screen: Opened) -> None:
+    def test_other_methods_stand_beside_it_at_the_same_error(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
+            await screen.settled(pilot)
             sheet = screen.view.query_one(FiguresPane).sheet
             rivals = [row for row in sheet.rows if row.rival]
             assert [row.choosing.method for row in rivals] == ["columns", "flat"]
             now = screen.session.figures().choice
             assert now is not None
             for row in rivals:
-                assert row.figures is not None
-                if row.figures.choice is not None:
-                    assert row.figures.choice.prediction.nbytes <= now.prediction.nbytes
+                alone = choose(
+                    screen.session.spectra,
+                    CompressionTarget(
+                        row.choosing.method,
+                        max_error=float(f"{now.prediction.max_error:.4g}"),
+                        dtype="fp16",
+                    ),
+                )
+                assert row.figures.choice.prediction == alone.prediction
+                assert alone.prediction.max_error <= 1.001 * now.prediction.max_error
 
         screen.use(steps)
 
@@ -476,7 +587,7 @@ class TestWhatIsShown:
             assert "pin 1" in text
             assert "pin 3" in text
             assert "all 4 layers differ" in text
-            await pilot.press("tab", "down", "space")  # the figures, the first pin
+            await pilot.press("tab", "down", "enter")  # the figures, the first pin
             assert at_k.goal == ("k", 3)
             assert "same k everywhere" in at_k.text(FiguresPane)
             await pilot.press("p")
@@ -536,7 +647,10 @@ class TestArriving:
         async def steps(pilot: Any) -> None:
             assert "1 of 4 layers" in opened.text(CurvePane)
             assert "·" in opened.text(Heatmap)
-            assert "3 layers not measured yet" in opened.text(FiguresPane)
+            assert "3 layers still to measure" in opened.text(FiguresPane)
+            first = opened.view.query_one(AdvicePane).plain().split("\n")[0]
+            assert "~" in first
+            assert "from 1 of 4 layers" in first
             assert "pays" not in opened.text(FiguresPane)
             for name in whole.layer_names[1:]:
                 partial.layers[name] = whole.layers[name]
@@ -544,7 +658,8 @@ class TestArriving:
                 await opened.settled(pilot)
             assert "median of 4 layers" in opened.text(CurvePane)
             assert "·" not in opened.text(Heatmap)
-            assert "not measured" not in opened.text(FiguresPane)
+            assert "to measure" not in opened.text(FiguresPane)
+            assert "~" not in opened.view.query_one(AdvicePane).plain()
             exact = choose(whole, CompressionTarget("delta", max_error=0.05))
             now = opened.session.figures().choice
             assert now is not None
@@ -560,7 +675,7 @@ class TestArriving:
             opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             await pilot.press("right_square_bracket")
-            assert opened.goal[0] == "k"
+            assert opened.goal == ("max_error", 0.045)
 
         opened.use(steps)
 
@@ -590,10 +705,9 @@ class TestSizes:
             await pilot.press("tab")
             assert at_k.view.query_one(Heatmap).region.area
             assert not at_k.view.query_one(CurvePane).region.area
-            await pilot.press("tab")
-            assert at_k.view.query_one(FiguresPane).region.area
-            await pilot.press("tab")
-            assert at_k.view.query_one(CurvePane).region.area
+            for name in ("sizes", "figures", "sharing", "losses", "curve"):
+                await pilot.press("tab")
+                assert at_k.view.query_one(f"#{name}").region.area, name
 
         at_k.use(steps, size)
 
@@ -678,7 +792,7 @@ class TestSmall:
     def test_the_figures_fit_the_width_and_scroll_to_their_last_word(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await at_k.settled(pilot)
-            await pilot.press("tab", "tab")
+            await pilot.press("tab", "tab", "tab")
             await pilot.pause()
             pane = at_k.view.query_one(FiguresPane)
             assert pane.has_focus

@@ -1,21 +1,32 @@
-"""Step 2, the second view: curves of size against error, auto and own, who shares, who loses."""
+"""Step 2: curves of size against error, auto and own against bytes, who shares, who loses."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.app.tui.choose.test_choose import Opened
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.codec.forecast import save_own_table
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.spectra.tables import Spectra, outlook_file
+from vlora_engine.spectra.choose import Choice, Prediction, choose
+from vlora_engine.spectra.tables import (
+    Spectra,
+    layer_file,
+    outlook_file,
+    own_file,
+    write_layer,
+)
 from vlora_tui.pipeline.forecast import Coded
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.pipeline.run import SpectraRun
@@ -24,13 +35,16 @@ from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.charts.size_plot import MARKS
 from vlora_tui.tui.choose import worker as choose_worker
+from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
-from vlora_tui.tui.choose.sizes import FEW, KINDS, Sizes, sharing_text
+from vlora_tui.tui.choose.sizes import BAR, FEW, KINDS, Sizes, sharing_text
 from vlora_tui.tui.choose.target_steps import moved
-from vlora_tui.tui.choose.text import percent
+from vlora_tui.tui.choose.text import Verdict, percent, summary
 from vlora_tui.tui.core import job_client as core_job_client
 from vlora_tui.tui.core.messages import SpectraChanged
+from vlora_tui.tui.core.session import Figures
+from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.utils.formatting import size
 
@@ -156,35 +170,39 @@ class TestMethods:
 
         auto.use(steps)
 
-    def test_beside_a_k_stands_what_auto_and_own_come_to_at_its_bytes(self, screen: Opened) -> None:
+    def test_beside_a_k_stands_what_auto_and_own_come_to_at_its_error(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await screen.settled(pilot)
             outlook = screen.session.spectra.outlook()
-            nbytes = screen.session.figures().prediction.nbytes
-            text = screen.text(FiguresPane)
+            now = screen.session.figures().prediction
+            error, text = float(f"{now.max_error:.4g}"), screen.text(FiguresPane)
             for method in ("auto", "own"):
-                forecast = outlook.solve(CompressionTarget(method, budget=nbytes))
-                assert f"~{percent(float(forecast.errors.mean()))}" in text
-            assert "auto is closer at the same bytes" in " ".join(text.split())
+                forecast = outlook.solve(CompressionTarget(method, max_error=error))
+                assert f"~{size(outlook.nbytes(forecast))}" in text
+            auto = outlook.nbytes(outlook.solve(CompressionTarget("auto", max_error=error)))
+            assert (
+                f"auto reaches {percent(now.max_error)} in {size(auto)} instead of "
+                f"{size(now.nbytes)} (m)."
+            ) in " ".join(text.split())
 
         screen.use(steps)
 
-    def test_it_says_so_where_each_by_itself_is_cheaper(self, tmp_path: Path) -> None:
+    def test_it_says_so_where_sharing_saves_nothing(self, tmp_path: Path) -> None:
         paths = related(tmp_path / "in")[len(FAMILY) :]
         compute_spectra({p.name: open_adapter(p) for p in paths}, tmp_path / "out", codec=True)
-        opened = Opened(Spectra.load(tmp_path / "out"), method="delta", budget=20_000)
+        opened = Opened(Spectra.load(tmp_path / "out"), method="delta", max_error=0.2)
 
         async def steps(pilot: Any) -> None:
             await opened.settled(pilot)
             text = " ".join(opened.text(FiguresPane).replace("│", " ").split())
-            assert "Each adapter by itself is cheaper on this collection." in text
-            await pilot.press("m", "S")
+            assert "Sharing saves nothing on this collection." in text
+            await pilot.press("m", "tab", "tab")
             await opened.settled(pilot)
-            assert "Sharing pays nowhere at this target" in sharing(opened)
+            assert "Sharing saves nothing at this error" in sharing(opened)
 
         opened.use(steps)
 
-    @pytest.mark.parametrize("key", ["equals_sign", "d", "c", "space", "s"])
+    @pytest.mark.parametrize("key", ["d", "space", "s", "T"])
     def test_keys_about_k_say_that_there_is_none(self, auto: Opened, key: str) -> None:
         async def steps(pilot: Any) -> None:
             words, before = said(auto), auto.session.choosing
@@ -208,16 +226,89 @@ class TestMethods:
 
         auto.use(steps)
 
-    def test_the_first_view_shows_delta_and_what_auto_does_in_each_layer(
-        self, auto: Opened
-    ) -> None:
+    def test_the_plot_is_explained_variance_against_bytes(self, auto: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            assert "auto has no k" in str(auto.view.query_one(CurvePane).border_title)
+            await auto.settled(pilot)
+            curve = auto.view.query_one(CurvePane)
+            assert "auto, against bytes" in str(curve.border_title)
+            data, outlook = curve.data, auto.session.spectra.outlook()
+            assert data.in_bytes
+            assert data.layers == 4
+            # The band at one size is that of the forecast with this size, layer by layer.
+            forecast = outlook.at("auto", 2.0**-8)
+            shares = np.sort(forecast.layer_shares)
+            at = np.interp(outlook.nbytes(forecast), data.k, data.low)
+            assert at == pytest.approx(shares[0], abs=0.002)
+            at = np.interp(outlook.nbytes(forecast), data.k, data.median)
+            assert at == pytest.approx(np.median(shares), abs=0.002)
+            now = auto.session.figures().prediction
+            assert curve.marks.k == now.nbytes
+            assert size(now.nbytes) in auto.text(CurvePane)
             kinds = auto.session.figures().coded.kinds
-            await pilot.press("t", "t")
-            text = auto.text(type(auto.view.query_one("#layers")))
-            for kind in {"+".join(own) or "own" for own in kinds.values()}:
+            await pilot.press("t")
+            text = auto.text(Heatmap)
+            for kind in {"+".join(own) or "alone" for own in kinds.values()}:
                 assert kind in text
+
+        auto.use(steps)
+
+    def test_nothing_but_a_key_brings_another_picture(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            curve = auto.view.query_one(CurvePane)
+            for key in ("m", "S", "right_square_bracket", "m", "m", "m", "S", "e"):
+                region = curve.region
+                await pilot.press(key)
+                await auto.settled(pilot)
+                assert curve.region == region
+                assert "Explained variance" in str(curve.border_title)
+            await pilot.press("escape")
+
+        auto.use(steps)
+
+    def test_a_key_leads_from_auto_to_the_k_that_reaches_its_error(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            error = auto.session.figures().prediction.max_error
+            await pilot.press("equals_sign")
+            now = auto.session.choosing
+            assert (now.method, now.goal[0], now.dtype) == ("delta", "k", "fp16")
+            assert auto.session.figures().prediction.max_error <= error
+            fewer = replace(now, k=now.k - 1)
+            assert auto.session.figures(fewer).prediction.max_error > error
+            await pilot.press("left_square_bracket")
+            assert auto.session.choosing == fewer
+            await pilot.press("u", "u")
+            assert auto.session.choosing.method == "auto"
+
+        auto.use(steps)
+
+    def test_enter_opens_the_figures_of_a_layer_and_escape_closes_them(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("enter")
+            assert "96 x 160" in auto.text(FiguresPane)
+            assert "of dW" in auto.text(FiguresPane)
+            await pilot.press("escape")
+            assert "96 x 160" not in auto.text(FiguresPane)
+
+        auto.use(steps)
+
+    def test_packing_a_coded_choice_goes_over_to_what_can_be_packed(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("c")
+            await auto.asked(pilot)
+            assert "they go over to delta at the same target" in auto.asked_words()
+            told = " ".join(" ".join(auto.screen_lines()).split())
+            packed = auto.session.figures(
+                CompressionTarget("delta", max_error=0.05, quantize="int8")
+            ).prediction
+            assert f"delta, int8 {size(packed.nbytes)}" in told
+            await pilot.press("8")
+            await pilot.pause()
+            assert auto.session.choosing == CompressionTarget(
+                "delta", max_error=0.05, quantize="int8"
+            )
 
         auto.use(steps)
 
@@ -253,7 +344,8 @@ class TestCurves:
                 own = screen.session.figures().prediction
                 marks = screen.view.query_one(SizesPane).marks
                 assert (marks.ratio, marks.error) == (own.codec_ratio, own.mean_error)
-                assert f"{own.codec_ratio:.3g}×" in screen.text(SizesPane)
+                assert f"{own.codec_ratio:.3g}x" in screen.text(SizesPane)
+                assert screen.session.choosing.method in screen.text(SizesPane)
                 await pilot.press("m")
             await pilot.press("t")
             await screen.settled(pilot)
@@ -339,12 +431,12 @@ class TestCurves:
 class TestWhoSharesWhoLoses:
     def test_clusters_are_named_with_what_they_share(self, auto: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            await pilot.press("S")
+            await pilot.press("tab", "tab")
             await auto.settled(pilot)
             coded = auto.session.figures().coded
             told = sharing(auto)
             assert f"cluster 1: {', '.join(FAMILY)}" in told
-            assert f"by itself: {', '.join(ALONE)}" in told
+            assert f"alone: {', '.join(ALONE)}" in told
             (group,) = [group for group in coded.groups if group.layers]
             assert f"saves ~{size(group.saved_bytes)}" in told
             for kind, layers in group.layers.items():
@@ -353,11 +445,11 @@ class TestWhoSharesWhoLoses:
 
         auto.use(steps)
 
-    def test_for_another_method_it_is_what_auto_would_do_at_its_bytes(self, screen: Opened) -> None:
+    def test_for_another_method_it_is_what_auto_would_do_at_its_error(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            await pilot.press("S")
+            await pilot.press("tab", "tab")
             await screen.settled(pilot)
-            assert "same bytes" in str(screen.view.query_one("#sharing").border_title)
+            assert "at this error: auto ~" in sharing(screen)
             assert "cluster 1: run-1" in sharing(screen)
 
         screen.use(steps)
@@ -374,8 +466,8 @@ class TestWhoSharesWhoLoses:
         told = sharing_text(
             Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
         ).plain
-        assert "share nothing: at this target each by itself costs less" in told
-        assert "Sharing pays nowhere" in told
+        assert "share nothing: at this error coding each alone is smaller" in told
+        assert "Sharing saves nothing at this error" in told
 
     @pytest.mark.parametrize("keys", [[], ["m"], ["m", "m"]], ids=["delta", "auto", "own"])
     def test_losses_are_those_of_the_choice_the_worst_first(
@@ -383,7 +475,7 @@ class TestWhoSharesWhoLoses:
     ) -> None:
         async def steps(pilot: Any) -> None:
             await screen.settled(pilot)
-            await pilot.press("S", *keys)
+            await pilot.press(*keys, "tab", "tab", "tab")
             await screen.settled(pilot)
             rows = losses(screen)
             prediction = screen.session.figures().prediction
@@ -393,6 +485,11 @@ class TestWhoSharesWhoLoses:
             assert all(row.worst_layer in MODULES for row in rows)
             assert all(row.worst_error >= row.error for row in rows)
             assert all((row.nbytes is None) == (not keys) for row in rows)
+            first = screen.text(Table).split("\n")[1]
+            assert "█" * BAR in first
+            await pilot.press("enter")  # the module in which it loses most
+            assert screen.view.editor.shown.layer == rows[0].worst_layer
+            assert screen.view.query_one(Heatmap).has_focus
 
         screen.use(steps)
 
@@ -401,7 +498,7 @@ class TestWhoSharesWhoLoses:
             await pilot.press("S")
             await auto.settled(pilot)
             assert "mean ~" in str(auto.view.row_text())
-            await pilot.press("tab")
+            await pilot.press("tab", "tab")
             assert "cluster 1" in str(auto.view.row_text())
             await pilot.press("tab")
             assert str(auto.view.row_text()).startswith(losses(auto)[0].task)
@@ -420,7 +517,7 @@ class TestRecipes:
         ],
         ids=["max_error", "mean_error", "variance", "budget"],
     )
-    def test_enter_runs_what_is_on_screen(
+    def test_the_recipe_is_what_is_on_screen(
         self, screen: Opened, keys: list[str], table: dict[str, Any]
     ) -> None:
         async def steps(pilot: Any) -> None:
@@ -436,8 +533,6 @@ class TestRecipes:
                 parse_recipe(tomli_w.dumps(tables), where="").compress.target.method
                 == table["method"]
             )
-            await pilot.press("enter")
-            assert screen.app.view.id == "run"
 
         screen.use(steps)
 
@@ -478,8 +573,9 @@ class TestWhatIsMissing:
         async def steps(pilot: Any) -> None:
             await pilot.press("S")
             await untold.settled(pilot)
-            assert "R measures again" in untold.text(SizesPane)
-            assert "R measures" in sharing(untold)
+            assert "R measures" in untold.text(SizesPane)
+            await pilot.press("tab", "tab")
+            assert "Press R to measure" in sharing(untold)
             wanted: list[int] = []
             untold.app.jobs.want_spectra = lambda: wanted.append(1)  # type: ignore[method-assign]
             await pilot.press("R")
@@ -507,30 +603,10 @@ class TestWhatIsMissing:
         opened = Opened(Spectra.load(folder))
 
         async def steps(pilot: Any) -> None:
-            await pilot.press("S")
+            await pilot.press("S", "tab", "tab")
             await opened.settled(pilot)
             assert "cannot be read" in opened.text(SizesPane)
             assert "cannot be read" in sharing(opened)
-
-        opened.use(steps)
-
-    def test_a_recipe_with_auto_waits_for_the_last_layer(self, measured: Path) -> None:
-        whole = Spectra.load(measured)
-        first = whole.layer_names[0]
-        whole.layers = {first: whole.layers[first]}
-        opened = Opened(whole, method="auto")
-
-        async def steps(pilot: Any) -> None:
-            assert "not measured yet" in opened.text(FiguresPane)
-            await pilot.press("S")
-            assert "3 layers to measure first" in opened.text(SizesPane)
-            for key in ("right", "m", "t", "p", "left_square_bracket", "tab", "S"):
-                await pilot.press(key)
-            whole.refresh()
-            opened.session.choose(CompressionTarget("auto", max_error=0.05))
-            opened.app.post_message(SpectraChanged())
-            await opened.settled(pilot)
-            assert opened.session.figures().coded is not None
 
         opened.use(steps)
 
@@ -551,7 +627,7 @@ class TestWhatIsMissing:
         opened = Opened(Spectra.load(before), method="delta", max_error=0.1)
 
         async def steps(pilot: Any) -> None:
-            await pilot.press("S")
+            await pilot.press("tab", "tab", "tab")
             await opened.settled(pilot)
             assert {row.task for row in losses(opened)} == {*FAMILY, *ALONE[:1]}
             # The marks of step 1 changed: their spectra are begun anew, layer by layer.
@@ -582,12 +658,162 @@ class TestWhatIsMissing:
 
     def test_a_target_that_cannot_be_met_says_why(self, auto: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            await pilot.press("S", "b", "1", "0", "0", "enter")
+            await pilot.press("tab", "tab", "b", "1", "0", "0", "enter")
             await auto.settled(pilot)
             assert "budget is smaller" in sharing(auto)
             assert "budget is smaller" in "\n".join(auto.view._brief_lines(120))
+            assert "budget is smaller" in auto.view.query_one(AdvicePane).plain()
 
         auto.use(steps)
+
+
+class TestArriving:
+    """While adapters are measured, what coding costs is told from the layers that are there."""
+
+    @pytest.fixture
+    def under_way(self, measured: Path, tmp_path: Path) -> tuple[Opened, Callable[[int], None]]:
+        """Spectra of two of four layers, and what has more of them arrive."""
+        folder = Path(shutil.copytree(measured, tmp_path / "partial"))
+        whole = Spectra.load(measured)
+        outlook_file(folder).unlink()
+        for i in range(4):
+            layer_file(folder, i).unlink()
+        opened = Opened(None, method="auto", max_error=0.05)
+
+        def arrive(i: int) -> None:
+            outlook = whole.outlook()
+            save_own_table(own_file(folder, i), outlook.layers[i])
+            table = whole.layers[whole.layer_names[i]]
+            write_layer(folder, i, replace(table, methods={"delta": table.methods["delta"]}))
+
+        arrive(0)
+        arrive(1)
+        opened.session.set_spectra(Spectra.load(folder))
+        return opened, arrive
+
+    def test_half_of_the_layers_draw_the_curve_and_the_advice(
+        self, under_way: tuple[Opened, Callable[[int], None]], measured: Path
+    ) -> None:
+        opened, arrive = under_way
+        whole = Spectra.load(measured)
+
+        async def steps(pilot: Any) -> None:
+            view, spectra = opened.view, opened.session.spectra
+            curve, advice = view.query_one(CurvePane), view.query_one(AdvicePane)
+            assert curve.data.in_bytes
+            assert (curve.data.layers, curve.data.expected) == (2, 4)
+            assert "median of 2 of 4 layers" in opened.text(CurvePane)
+            first = advice.plain().split("\n")[0]
+            assert "auto, worst 5 %: ~" in first
+            assert "smaller than the originals  from 2 of 4 layers" in first
+            assert "[ w Build ]" in first
+            before = curve.marks.k
+            exact = whole.outlook().solve(CompressionTarget("own", max_error=0.05))
+            assert before == pytest.approx(whole.outlook().nbytes(exact), rel=0.25)
+            await pilot.press("right_square_bracket")
+            assert opened.goal == ("max_error", 0.045)
+            assert curve.marks.k > before
+            assert advice.plain().split("\n")[0] != first
+            await pilot.press("m", "m")  # a basis: k, and bytes of all layers
+            await opened.settled(pilot)
+            assert opened.session.choosing.method == "delta"
+            assert not curve.data.in_bytes
+            told = choose(whole, CompressionTarget("delta", max_error=0.045)).prediction.nbytes
+            so_far = opened.session.figures().prediction.nbytes
+            assert so_far == pytest.approx(told, rel=0.25)
+            await pilot.press("u", "u", "u")
+            await opened.settled(pilot)
+            places = [w.region for w in view.walk_children() if w.id is not None]
+            for i in (2, 3):
+                arrive(i)
+                assert spectra.refresh()
+                opened.app.post_message(SpectraChanged())
+                await opened.settled(pilot)
+                assert [w.region for w in view.walk_children() if w.id is not None] == places
+            assert curve.data.layers == 4
+            assert "sharing not measured yet" in advice.plain()
+            assert "~" in advice.plain().split("\n")[0]
+            whole.outlook().save(outlook_file(spectra.path))
+            assert spectra.refresh()
+            opened.app.post_message(SpectraChanged())
+            await opened.settled(pilot)
+            assert [w.region for w in view.walk_children() if w.id is not None] == places
+            exact = whole.outlook().solve(CompressionTarget("auto", max_error=0.05))
+            nbytes = size(whole.outlook().nbytes(exact))
+            assert f"auto, worst 5 %: {nbytes}, " in advice.plain()
+
+        opened.use(steps)
+
+    def test_methods_that_come_last_change_nothing_but_their_rows(
+        self, under_way: tuple[Opened, Callable[[int], None]], measured: Path
+    ) -> None:
+        opened, arrive = under_way
+        whole = Spectra.load(measured)
+        arrive(2)
+        arrive(3)
+        spectra = opened.session.spectra
+        whole.outlook().save(outlook_file(spectra.path))
+        spectra.refresh()
+
+        async def steps(pilot: Any) -> None:
+            await opened.settled(pilot)
+            assert opened.session.methods == ["delta", "auto", "own"]
+            sheet = opened.view.query_one(FiguresPane).sheet
+            assert [row.choosing.method for row in sheet.rows if row.rival] == ["delta", "own"]
+            now = opened.session.cached_figures()
+            for i, name in enumerate(whole.layer_names):
+                write_layer(spectra.path, i, whole.layers[name])
+                spectra.refresh()
+                assert opened.session.cached_figures() is now  # nothing is worked out again
+            opened.app.post_message(SpectraChanged())
+            await opened.settled(pilot)
+            sheet = opened.view.query_one(FiguresPane).sheet
+            methods = [row.choosing.method for row in sheet.rows if row.rival]
+            assert methods == ["delta", "own", "columns", "flat"]
+            assert opened.session.cached_figures() is now
+
+        opened.use(steps)
+
+
+def verdict(
+    now: tuple[float, float, int], *rivals: tuple[str, float, float, int] | None
+) -> Verdict:
+    """What is said of (error, codec ratio, bytes), beside others with a method each."""
+
+    def figures(method: str, error: float, ratio: float, nbytes: int) -> Figures:
+        prediction = Prediction(error, error, "", 1 - error**2, nbytes, 1.0, ratio, {}, {})
+        choice = Choice(method, {}, "F16", prediction)
+        return Figures(CompressionTarget(method, max_error=error), choice)
+
+    others = [None if rival is None else figures(*rival) for rival in rivals]
+    return summary(figures("delta", *now), others, 4_850_000)
+
+
+class TestVerdicts:
+    def test_nothing_pays_where_nothing_works(self) -> None:
+        for ratio in (0.5, 1.1, 40.0):
+            said = verdict((0.93, ratio, 100))
+            assert "pays" not in said.words
+            assert "little is left" in said.words
+            assert said.bad
+
+    def test_what_hardly_pays_is_not_said_while_another_method_pays(self) -> None:
+        said = verdict((0.05, 1.1, 10_400_000), ("auto", 0.05, 5.0, 2_730_000))
+        assert said.words == "auto reaches 5 % in 2.73 MB instead of 10.4 MB (m)."
+        assert not said.bad
+
+    def test_nor_before_the_others_are_known(self) -> None:
+        assert verdict((0.05, 1.1, 10_400_000), None).words == ""
+
+    def test_it_is_said_where_none_does(self) -> None:
+        said = verdict((0.05, 1.1, 4_400_000), ("auto", 0.05, 1.15, 4_300_000))
+        assert "hardly pays at this error: storing each adapter in fp16 takes 4.85 MB" in said.words
+        assert said.bad
+        assert said.brief == "hardly pays"
+
+    def test_a_smaller_size_at_another_error_is_no_comparison(self) -> None:
+        said = verdict((0.05, 3.0, 10_400_000), ("auto", 0.2, 5.0, 2_730_000))
+        assert said.words == "Sharing pays: 3x smaller than A and B at 16 bit."
 
 
 class TestSizesOfTerminals:
@@ -598,33 +824,40 @@ class TestSizesOfTerminals:
         async def steps(pilot: Any) -> None:
             await pilot.press("S")
             await auto.settled(pilot)
-            panes = ["sizes", "sharing", "losses"]
+            panes = ["sizes", "figures", "sharing", "losses", "curve", "layers"]
             for front in [*panes, "sizes"]:
                 seen = [name for name in panes if auto.view.query_one(f"#{name}").region.area]
                 assert seen == [front]
-                assert "mean ~" in str(auto.view.query_one("#choose-brief").render())
+                if front != "figures":
+                    assert "mean ~" in str(auto.view.query_one("#choose-brief").render())
                 await pilot.press("tab")
             await pilot.press("S")
-            assert auto.view.query_one(CurvePane).region.area
-            assert not auto.view.query_one("#choose-sizes").region.area
+            assert auto.view.query_one("#layers").region.area
 
         auto.use(steps, shape)
 
-    def test_all_of_it_on_a_large_one_and_any_pane_maximised(self, auto: Opened) -> None:
+    def test_size_takes_the_place_of_the_layers_and_any_pane_can_be_maximised(
+        self, auto: Opened
+    ) -> None:
         async def steps(pilot: Any) -> None:
+            place = auto.view.query_one(Heatmap).region
             await pilot.press("S")
             await auto.settled(pilot)
+            assert auto.view.query_one(SizesPane).region == place
             for name in ("sizes", "sharing", "losses"):
                 pane = auto.view.query_one(f"#{name}")
-                assert pane.region.area
                 pane.focus()
+                await pilot.pause()
+                assert pane.region.area
                 await pilot.press("z")
                 assert pane.region.width >= 118, name
                 await pilot.press("right_square_bracket", "z")
             for shape in ((1, 1), (10, 3), (120, 36)):
                 await pilot.resize_terminal(*shape)
-                await pilot.press("right")
+                await pilot.press("right_square_bracket")
             assert auto.view.query_one(SizesPane).region.area
+            await pilot.press("S")
+            assert auto.view.query_one(Heatmap).region == place
 
         auto.use(steps)
 
@@ -636,6 +869,10 @@ class TestSizesOfTerminals:
             await pilot.press("S", "p", "right")
             await opened.settled(pilot)
             assert opened.text(SizesPane).isascii()
+            assert opened.text(CurvePane).isascii()
+            assert opened.text(AdvicePane).isascii()
+            await pilot.press("tab", "tab", "tab")
+            await opened.settled(pilot)
             assert opened.text(Table).isascii()
             assert sharing(opened).isascii()
             for name in ("sizes", "sharing", "losses"):
@@ -651,7 +888,7 @@ def test_names_from_files_draw_nothing_but_themselves(measured: Path) -> None:
     opened = Opened(spectra, method="auto")
 
     async def steps(pilot: Any) -> None:
-        await pilot.press("S")
+        await pilot.press("tab", "tab", "tab")
         await opened.settled(pilot)
         assert "[b]run-1" in sharing(opened)
         for text in (sharing(opened), opened.text(Table), *opened.view._brief_lines(120)):
