@@ -18,7 +18,7 @@ from textual.strip import Strip
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.bindings import hidden
-from vlora_tui.tui.widgets.cell_grid import CellGrid
+from vlora_tui.tui.widgets.cell_grid import CellGrid, Legend
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ WIDTHS = (5, 4, 3, 2, 1)  # of a cell: the widest that lets all columns in
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 LEAST_NAME = 8
+LEGEND = ((".1", 0.1), (".3", 0.3), (".5", 0.5), (".7", 0.7), (".9", 0.9), ("1", 1.0))
 
 
 class Matrix(CellGrid):
@@ -55,7 +56,8 @@ class Matrix(CellGrid):
         hidden("pagedown", "page(1)", "matrix.page_down", "A page down"),
         hidden("g,home", "edge(0)", "matrix.first", "First row"),
         hidden("G,end", "edge(1)", "matrix.last", "Last row"),
-        hidden("n", "next", "matrix.next", "The pair of the largest figure, then the next"),
+        hidden("n", "next(1)", "matrix.next", "The pair of the largest figure, then the next"),
+        hidden("p", "next(-1)", "matrix.previous", "The pair of the next larger figure"),
     ]  # fmt: skip
 
     class Moved(Message):
@@ -73,14 +75,21 @@ class Matrix(CellGrid):
         self._styles: dict[tuple[str, int], Style] = {}
 
     def show(
-        self, names: Sequence[str], values: Array | None, order: list[int], letters: dict[int, str]
+        self,
+        names: Sequence[str],
+        values: Array | None,
+        order: list[int],
+        letters: dict[int, str],
+        legend: str = "",
     ) -> None:
         """Show these adapters in this order; the cursor stays on its pair.
 
         Args:
             letters: Per adapter that belongs to a group, the group's letter.
+            legend: What the figures are; nothing for no legend.
         """
         pair = self.pair
+        self.legend = Legend(legend, LEGEND) if legend and order else None
         self.names, self._values, self._letters = names, values, letters
         self.order = order
         position_of = {adapter: position for position, adapter in enumerate(order)}
@@ -123,8 +132,8 @@ class Matrix(CellGrid):
         """The first or the last row."""
         self._go(len(self.order) - 1 if last else 0, self.cursor[1])
 
-    def action_next(self) -> None:
-        """The pair that is next in likeness after the one under the cursor."""
+    def action_next(self, by: int) -> None:
+        """The pair whose figure comes next after the one under the cursor, or before."""
         if self._values is None or len(self.order) < 2:
             return
         here = tuple(sorted(self.cursor))
@@ -137,7 +146,7 @@ class Matrix(CellGrid):
         if not pairs:
             return
         positions = [(y, x) for _, y, x in ranked(pairs, lambda pair: pair[0])]
-        at = positions.index(here) + 1 if here in positions else 0
+        at = positions.index(here) + by if here in positions else 0
         self._go(*positions[at % len(positions)])
 
     def _larger(self, first: int, second: int) -> float | None:
@@ -176,7 +185,7 @@ class Matrix(CellGrid):
     @property
     def full_height(self) -> int:
         """Lines that the whole matrix takes."""
-        return len(self.order) + 1
+        return len(self.order) + 1 + (self.legend is not None)
 
     @property
     def in_view(self) -> tuple[int, int, int, int]:
@@ -208,6 +217,8 @@ class Matrix(CellGrid):
         row = self._top + y - 1
         if y == 0:
             segments = self._head_line(base)
+        elif self.has_legend and y == self.size.height - 1:
+            segments = self.legend_line(self._heat, self._part("head"))
         elif row < len(self.order):
             segments = self._row_line(row, base)
         else:

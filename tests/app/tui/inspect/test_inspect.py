@@ -87,12 +87,22 @@ def opened(built: Path) -> Session:
     return session
 
 
-def look(session: Session, steps: Steps, size: tuple[int, int] = (120, 36), **flags: Any) -> None:
-    """Open the screen and take the steps."""
+def look(
+    session: Session,
+    steps: Steps,
+    size: tuple[int, int] = (120, 36),
+    pane: str | None = None,
+    **flags: Any,
+) -> None:
+    """Open the screen and take the steps from the matrix or the tasks, else from where it opens."""
 
     async def first(pilot: Pilot[Any]) -> None:
         await pilot.app.show_step("inspect")
         await settle(pilot)
+        if pane is None:
+            view(pilot).go_to_pane("inspect-alike")
+            view(pilot).go_to_pane("inspect-tasks")
+            await pilot.pause()
         await steps(pilot)
 
     run(VLoRAApp(session=session, **flags), first, size)
@@ -185,7 +195,7 @@ def test_the_matrix_shows_figures_and_groups(measured: Session) -> None:
         assert matrix(pilot).in_view == (0, 6, 0, 6)
         assert "╲" in shown
         assert " A " in shown
-        assert "adapters, the like together" in str(
+        assert "adapters, similar ones adjacent" in str(
             pilot.app.query_one("#inspect-alike").border_subtitle
         )
 
