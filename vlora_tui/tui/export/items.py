@@ -22,7 +22,7 @@ COLUMNS = (
     Column("bytes", "size", right=True, keep=4),
 )
 MERGE_COLUMNS = (
-    Column("name", "name", least=12, keep=5, lost="start"),
+    Column("name", "name", least=20, keep=5, lost="start"),
     Column("rank", "rank", right=True, keep=1),
     Column("weight", "weight", right=True, keep=4),
     Column("share", "of all", right=True, keep=3),
@@ -141,7 +141,7 @@ class ItemsPane(Vertical):
             return COLUMNS
         shared = any(share is not None for _, share in self._weights.values())
         absent = set() if shared else {"share"}
-        absent |= set() if self._kept else {"bar", "kept"}
+        absent |= {"bytes"} if self._kept else {"bar", "kept"}
         return tuple(c for c in MERGE_COLUMNS if c.key not in absent)
 
     def _weigh(self) -> None:

@@ -158,7 +158,7 @@ class MethodBox(Dialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
             box.border_title = Text("Merge method")
-            box.border_subtitle = Text("Enter select · Esc cancel")
+            box.border_subtitle = Text("Enter select, Esc cancel")
             yield Table(COLUMNS, _cells, key=str)
             yield Static(id="method-said", markup=False)
 

@@ -303,8 +303,10 @@ class ExportView(PaneView):
         recipe = self._recipe()
         likeness = likeness_of(self.session.spectra) if self._is_input else None
         hint = likeness_words(likeness, self._marked)
+        before = self._details.kept, self._details.is_stale
         self._details.show_merge(None if recipe is None else preview_arguments(recipe), hint)
-        self._draw_items()
+        if before != (self._details.kept, self._details.is_stale):
+            self._draw_items()
 
     # keys: marks
 

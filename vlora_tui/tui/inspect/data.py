@@ -67,9 +67,9 @@ class Outlier:
         elif reason.value == 0:
             words = "no effect"
         elif reason.typical:
-            words = f"{reason.value / reason.typical:.2g}x the size"
+            words = f"norm {reason.value / reason.typical:.2g}x typical"
         else:
-            words = "alone acts"
+            words = "only one to act"
         return f"{clean(reason.family)}: {words}" if reason.family else words
 
     @property

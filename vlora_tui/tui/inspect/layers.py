@@ -48,7 +48,7 @@ SHORT = {
     LOSS: "error",
     BITS: "bits",
     CONTESTED: "contested",
-    SIZE: "size",
+    SIZE: "norm",
     COVERAGE: "coverage",
     COSINE: "cosine",
     DIFFERENCE: "difference",
@@ -198,6 +198,11 @@ class LayersPane(AskingPane):
         return self.query_one("#layer-map", Heatmap)
 
     @property
+    def has_measures(self) -> bool:
+        """Whether there is more than one figure to show."""
+        return len(self._ring) > 1
+
+    @property
     def _ring(self) -> tuple[Measure, ...]:
         """The figures that a key goes through."""
         kind = "" if self._subject is None else self._subject.kind
@@ -216,11 +221,13 @@ class LayersPane(AskingPane):
     @property
     def _stored_task(self) -> str | None:
         """The task of the open subspace that the adapter in sight became."""
-        subject, manifest = self._subject, self.session.manifest
-        if subject is None or subject.ref is None or manifest is None or manifest.peer:
+        subject, manifest, spectra = self._subject, self.session.manifest, self.session.spectra
+        if subject is None or manifest is None or manifest.peer or spectra is None:
             return None
-        tasks = manifest.tasks.values()
-        return next((task.id for task in tasks if task.source == subject.ref), None)
+        if subject.kind != "adapter":
+            return None
+        digest, tasks = spectra.tasks[subject.index].digest, manifest.tasks.values()
+        return next((task.id for task in tasks if task.digest == digest), None)
 
     @property
     def _next_measure(self) -> Measure:

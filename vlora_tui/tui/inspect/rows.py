@@ -53,7 +53,7 @@ TASK_COLUMNS = (
     Column("name", "task", least=12, keep=5, lost="start"),
     Column("error", "dW error", right=True, keep=4),
     Column("bar", "", keep=0),
-    Column("norm", "size", right=True, keep=3),
+    Column("norm", "norm", right=True, keep=3),
     Column("rank", "rank", right=True, keep=2),
     Column("bytes", "stored", right=True, keep=1),
 )
@@ -101,7 +101,7 @@ class Measure:
 def percent(value: float) -> str:
     """A share as per cent, two digits."""
     shown = 100 * value
-    return f"{shown:.1f}" if shown < 9.95 else f"{shown:.0f}"
+    return f"{shown:.1f}".removesuffix(".0") if shown < 9.95 else f"{shown:.0f}"
 
 
 def plain(value: float) -> str:
@@ -120,7 +120,7 @@ def cosine_text(value: float) -> str:
 LOSS = Measure("loss", "error of dW, in %", percent, floor=0.02)
 BITS = Measure("bits", "bits per weight of A and B", plain)
 CONTESTED = Measure("contested", "contested by the other, in % of dW", percent, floor=0.02)
-SIZE = Measure("size", "size of dW", plain)
+SIZE = Measure("size", "norm of dW", plain)
 COVERAGE = Measure("coverage", "held by the bases, in %", percent, top=1.0)
 COSINE = Measure("cosine_sim", "cosine of dW", cosine_text, top=1.0)
 DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first", percent, top=1.5)
@@ -166,8 +166,9 @@ def _task_size(task: TaskRecord) -> list[tuple[str, str]]:
 
 def facts(manifest: Manifest) -> str:
     """A subspace in a sentence."""
-    stored, worst = DTYPE_WORDS.get(manifest.dtype, manifest.dtype), manifest.worst
-    words = f"method {manifest.method}, stored as {stored}; mean dW error "
+    worst = manifest.worst
+    stored = DTYPE_WORDS.get(manifest.dtype, manifest.dtype) if manifest.coding is None else "coded"
+    words = f"method {manifest.method}, {stored}; mean error "
     if manifest.peer:
         return f"{words}not known to {manifest.peer}"
     words += share(manifest.mean_error)
@@ -181,10 +182,10 @@ def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "")
     first, second = (likeness.names[i] for i in pair)
     norms = [f"{float(likeness.norms[i]):.3g}" for i in pair]
     if pair[0] == pair[1]:
-        return Text.assemble((first, "bold"), f"  size of dW {norms[0]}; enter: its layers")
+        return Text.assemble((first, "bold"), f"  norm of dW {norms[0]}; enter: its layers")
     cosine = float(likeness.cosines[pair])
     text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", more and f"{more}; ")
-    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
+    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}")
     return text
 
 
@@ -199,7 +200,7 @@ def interference_words(interference: Interference, first: int, second: int, meas
     }
     for name in ("overlap", "writes", "reads"):
         there, back = _at(interference, name, first, second), _at(interference, name, second, first)
-        words[name] = f"{MEASURE_WORDS[name]} {percent(there)} / {share(back)}"
+        words[name] = f"{MEASURE_WORDS[name]} {percent(there)} / {percent(back)} %"
     return ", ".join([words.pop(measure, ""), *words.values()]).lstrip(", ")
 
 
@@ -305,7 +306,7 @@ def in_words(cosine: float) -> str:
 
 def share(value: float) -> str:
     """A share with its sign."""
-    return f"{percent(value)} %"
+    return f"{100 * value:.3g} %" if value >= 1e-5 else "0 %"
 
 
 def figure(measure: Measure, value: float) -> str:

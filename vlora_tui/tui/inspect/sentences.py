@@ -5,7 +5,7 @@ All of it is taken from figures that are there. No widget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -97,13 +97,14 @@ def _similar(likeness: Likeness, kin: Kin) -> list[Sentence]:
 
 def _of_group(likeness: Likeness, group: Group) -> Sentence:
     names = _listed([likeness.names[i] for i in group.members])
+    least, many = cosine_text(group.least), len(group.members) > 2
     words = {
         "identical": "are copies: the same bits",
         "same change": "are copies: the same dW in another form",
         "multiple": "are one dW at different strengths",
-        "run": "are checkpoints of one run, in this order",
-        "start": "started from the same weights",
-        "alike": f"are near copies: cosine {cosine_text(group.least)} or more",
+        "run": f"are checkpoints of one run, in this order: cosine {least} or more",
+        "start": f"started from the same weights: cosine {least}{' or more' if many else ''}",
+        "alike": f"are near copies: cosine {least}{' or more' if many else ''}",
     }[group.kind]
     copies = group.kind not in ("run", "start")
     pair = group.members[0], group.members[1]
@@ -168,10 +169,11 @@ def about_interference(
     elif pair.interferes:
         words = f"{first} and {second} interfere most: {contested} of one is contested by the other"
     else:
-        words = f"No two interfere: of {first} and {second} {contested} is contested, the most"
+        words = f"No two interfere: at most {contested} of one is contested, {first} by {second}"
     if layers is not None and layers.contested:
         most = ranked(layers.contested, lambda name: layers.contested[name])[:LAYERS]
-        shown = ", ".join(f"{clean(m)} ({share(layers.contested[m])})" for m in most)
+        short = shortened(layers.contested)
+        shown = ", ".join(f"{short[m]} ({share(layers.contested[m])})" for m in most)
         words += f"; most in {shown}"
     module = None if layers is None else worst(layers.contested)
     return [Sentence("interference", f"{words}.", (i, j), module, warns=pair.interferes)]
@@ -190,23 +192,34 @@ def about_subspace(manifest: Manifest, figures: LayerFigures | None) -> list[Sen
     rows = []
     if manifest.worst is not None and not manifest.peer:
         bad, count = manifest.worst, len(manifest.tasks)
-        words = f"{clean(bad.id)} lost most: {share(bad.error)} of its dW"
-        mean = f"; the mean of {count} tasks is {share(manifest.mean_error)}" if count > 1 else ""
+        words = f"{clean(bad.id)} has the largest error of all tasks: {share(bad.error)} of dW"
+        mean = f"; the mean of {count} is {share(manifest.mean_error)}" if count > 1 else ""
         rows.append(Sentence("task", f"{words}{mean}.", task=bad.id))
     if figures is None or not len(figures.layers):
         return rows
     errors, bits = figures.by_layer(figures.errors), figures.by_layer(figures.bits)
-    usual = f"the median layer lost {share(float(np.median(figures.errors)))}"
+    short = shortened(figures.layers)
+    usual = f"the median layer has {share(float(np.median(figures.errors)))}"
     most = worst(errors)
     if most is not None:
-        words = f"{clean(most)} lost most of all layers: {share(errors[most])} of dW; {usual}."
-        rows.append(Sentence("error", words, module=most))
+        words = f"{short[most]} has the largest error of all layers: {share(errors[most])} of dW"
+        rows.append(Sentence("error", f"{words}; {usual}.", module=most))
     total = 8 * float(figures.nbytes.sum()) / max(1.0, float(figures.weights.sum()))
     dear = worst(bits)
     if dear is not None:
-        words = f"{clean(dear)} takes most bits: {plain(bits[dear])} per weight of A and B"
+        words = f"{short[dear]} takes most bits: {plain(bits[dear])} per weight of A and B"
         rows.append(Sentence("bits", f"{words}; on average {plain(total)}.", module=dear))
     return rows
+
+
+def shortened(modules: Iterable[str]) -> dict[str, str]:
+    """Names of modules without the part that all of them begin with."""
+    names = list(modules)
+    parts = [name.split(".") for name in names]
+    shared, least = 0, min(map(len, parts), default=1) - 1
+    while shared < least and len({each[shared] for each in parts}) == 1:
+        shared += 1
+    return {name: clean(".".join(each[shared:])) for name, each in zip(names, parts, strict=True)}
 
 
 def _listed(names: Sequence[str]) -> str:

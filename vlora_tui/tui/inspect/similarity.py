@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.message import Message
@@ -30,12 +31,13 @@ MEASURES = {
 }
 LEGENDS = {
     "cosine": "cosine of dW, red below 0",
-    "contested": "contested share",
+    "contested": "contested, in %",
     "sign_conflict": "conflicting share",
     "overlap": "share of the row",
     "writes": "share of the row",
     "reads": "share of the row",
 }
+LEAST_TOP = 0.02  # of the contested share, that is brightest
 UNASKED_BYTES = 256 << 20  # of adapters: what takes longer is measured when it is asked for
 
 
@@ -290,7 +292,11 @@ class AlikePane(AskingPane):
         self._matrix.styles.height = 1 if likeness is None else "1fr"
         names = () if likeness is None else likeness.names
         legend = LEGENDS[self._measure]
-        self._matrix.show(names, self._values, self._order, self._letters, legend)
+        values, top = self._values, None
+        if self._measure == "contested" and values is not None:
+            others = values[~np.eye(len(values), dtype=bool) & ~np.isnan(values)]
+            top = max(LEAST_TOP, float(others.max(initial=0.0)))
+        self._matrix.show(names, values, self._order, self._letters, legend, top)
         self._say()
 
     def _say(self) -> None:

@@ -103,7 +103,17 @@ class InspectView(PaneView):
             self.contents.draw_layers()
 
     def is_of_use(self, action: str) -> bool:
-        return action not in OF_USE or self.pane in OF_USE[action]
+        action = action.partition("(")[0]
+        if action in OF_USE and self.pane not in OF_USE[action]:
+            return False
+        match action:
+            case "coverage":
+                return self.session.manifest is not None and not self.state.on_tasks
+            case "interference":
+                return self.contents.alike.arguments is not None
+            case "measure":
+                return self.contents.layers.has_measures
+        return True
 
     def row_text(self) -> str | None:
         match self.pane:
@@ -171,7 +181,8 @@ class InspectView(PaneView):
         self.contents.draw()
 
     def on_matrix_moved(self) -> None:
-        self.state.pair = None
+        if self.state.pair is not None and self.contents.pair_here() != self.state.pair:
+            self.state.pair = None
         self.contents.draw_layers()
 
     def on_matrix_chosen(self) -> None:

@@ -28,6 +28,7 @@ WIDTHS = (5, 4, 3, 2, 1)  # of a cell: the widest that lets all columns in
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 LEAST_NAME = 8
+PARTS = (0.25, 0.5, 0.75, 1.0)  # of what is brightest
 LEGEND = ((".1", 0.1), (".3", 0.3), (".5", 0.5), (".7", 0.7), (".9", 0.9), ("1", 1.0))
 
 
@@ -72,6 +73,7 @@ class Matrix(CellGrid):
         self.names: Sequence[str] = ()
         self._letters: dict[int, str] = {}
         self._values: Array | None = None
+        self._top_share: float | None = None
         self._styles: dict[tuple[str, int], Style] = {}
 
     def show(
@@ -81,15 +83,19 @@ class Matrix(CellGrid):
         order: list[int],
         letters: dict[int, str],
         legend: str = "",
+        top: float | None = None,
     ) -> None:
         """Show these adapters in this order; the cursor stays on its pair.
 
         Args:
             letters: Per adapter that belongs to a group, the group's letter.
             legend: What the figures are; nothing for no legend.
+            top: The figures are small shares, shown in per cent: so much is brightest.
         """
         pair = self.pair
-        self.legend = Legend(legend, LEGEND) if legend and order else None
+        self._top_share = top
+        stops = LEGEND if top is None else tuple((_percent(top * p), p) for p in PARTS)
+        self.legend = Legend(legend, stops) if legend and order else None
         self.names, self._values, self._letters = names, values, letters
         self.order = order
         position_of = {adapter: position for position, adapter in enumerate(order)}
@@ -273,7 +279,8 @@ class Matrix(CellGrid):
             text, style = self._unknown(width, cursor), self._part("quiet")
         else:
             text = self._text(value, width, cursor)
-            style = base if width <= 2 and few_colours(self.app) else self._heat(value)
+            heat = value if self._top_share is None else value / self._top_share
+            style = base if width <= 2 and few_colours(self.app) else self._heat(heat)
             if width > 2 and not any(c.isdigit() for c in text):
                 style = self._part("quiet")  # nothing, to the digits that there is room for
         if cursor and self.has_focus:
@@ -298,7 +305,10 @@ class Matrix(CellGrid):
             if not few_colours(self.app):
                 return " " * width
             shades = ASCII_SHADES if self.ascii_only else SHADES
-            return shades[round(max(0.0, value) * (len(shades) - 1))] * width
+            heat = value if self._top_share is None else value / self._top_share
+            return shades[round(min(1.0, max(0.0, heat)) * (len(shades) - 1))] * width
+        if self._top_share is not None:
+            return self._padded(_percent(value), width, cursor)
         digits = 1 if width == 3 else 2
         text = f"{value:.{digits}f}"
         if not float(text):
@@ -307,6 +317,11 @@ class Matrix(CellGrid):
             text = text.replace("0.", ".", 1)
         else:
             text = text[: text.index(".") + (0 if width == 3 else 2)]  # 1.0, or 1
+        return self._padded(text, width, cursor)
+
+    def _padded(self, text: str, width: int, cursor: bool) -> str:
+        if text == "0":
+            text = "." if self.ascii_only else "·"
         if width < WIDTHS[0]:
             return ("[" if cursor and width > len(text) else "") + text.rjust(
                 width - (cursor and width > len(text))
@@ -327,6 +342,12 @@ class Matrix(CellGrid):
         if (name, 0) not in self._styles:
             self._styles[name, 0] = self.get_component_rich_style(f"matrix--{name}")
         return self._styles[name, 0]
+
+
+def _percent(value: float) -> str:
+    """A share in per cent in at most three cells."""
+    shown = 100 * value
+    return "0" if shown < 0.05 else f"{shown:.1f}" if shown < 9.95 else f"{shown:.0f}"
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:

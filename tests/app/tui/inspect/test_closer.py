@@ -17,7 +17,16 @@ from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
-from tests.app.tui.inspect.test_inspect import look, matrix, measured, picture, settle, view, words
+from tests.app.tui.inspect.test_inspect import (
+    look,
+    matrix,
+    measured,
+    picture,
+    quiet,
+    settle,
+    view,
+    words,
+)
 from tests.app.tui.inspect.test_inspect import spectra as plain_spectra
 from tests.witnesses import make
 from vlora_engine.analysis.compare import find_outliers
@@ -45,6 +54,7 @@ from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 
 folder, spectra, measured_plainly = plain_folder, plain_spectra, measured  # the fixtures
+measures_nothing_unasked = quiet
 
 Answer = Callable[[list[str], Callable[[], bool]], Mapping[str, Any] | None]
 

@@ -42,6 +42,7 @@ from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect import queries as screen
+from vlora_tui.tui.inspect import similarity as inspect_similarity
 from vlora_tui.tui.inspect.data import Diff, kin_of
 from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.inspect.view import InspectView
@@ -77,6 +78,12 @@ def measured(folder: Path, spectra: Path) -> Session:
         session.mark(path, True)
     session.set_spectra(Spectra.load(spectra))
     return session
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured unasked."""
+    monkeypatch.setattr(inspect_similarity, "UNASKED_BYTES", -1)
 
 
 @pytest.fixture
