@@ -12,9 +12,10 @@ from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.analysis.interference_measures import PairVerdict
+    from vlora_engine.analysis.interference_measures import Interference, PairVerdict
 
 SHOWN = 20  # pairs that are printed
+LAYERS = 5  # that are named
 
 
 def interference(
@@ -26,7 +27,11 @@ def interference(
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
     from vlora_engine.adapters.check import check_adapters
-    from vlora_engine.analysis.interference_measures import MEASURES, pair_verdicts
+    from vlora_engine.analysis.interference_measures import (
+        MEASURES,
+        pair_interference,
+        pair_verdicts,
+    )
     from vlora_engine.analysis.interference_measures import interference as measure
     from vlora_tui.cli.compare import find_all
     from vlora_tui.cli.progress import Watcher
@@ -41,7 +46,11 @@ def interference(
         names = report.require(skip_bad=skip_bad)
         require_several(names)
         sources = [collection.adapters[name] for name in names]
-        found = measure(sources, progress=watcher.on_progress)
+        layers: dict[str, Interference] = {}
+        if len(sources) == 2:
+            found, layers = pair_interference(*sources, progress=watcher.on_progress)
+        else:
+            found = measure(sources, progress=watcher.on_progress)
     matrices = found.as_dict()
     verdicts = pair_verdicts(found)
     sentence = _sentence(names, verdicts)
@@ -69,12 +78,14 @@ def interference(
                 }
                 for measure_name, matrix in matrices.items()
             },
+            "layers": {name: _of_layer(measured) for name, measured in layers.items()},
         },
     )
     sheet.write(("adapter", "and", *matrices), _rows(names, matrices))
     out.text(sentence)
     out.text()
     _show_pairs(out, names, matrices)
+    _show_layers(out, layers)
     for name, words in MEASURES.items():
         out.text(f"{name.replace('_', ' ')}: {words}")
 
@@ -119,6 +130,22 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
     out.text()
     if pairs:
         out.essence(f"{opposed(pairs[0]):.6g}")
+
+
+def _of_layer(found: Interference) -> dict[str, float]:
+    """The figures of two in one module: those of the first, and what is contested."""
+    figures = {name: float(matrix[0][1]) for name, matrix in found.as_dict().items()}
+    return figures | {"contested": float(found.contested[0, 1])}
+
+
+def _show_layers(out: Output, layers: dict[str, Interference]) -> None:
+    """The layers in which two are most at odds."""
+    contested = {name: float(found.contested[0, 1]) for name, found in layers.items()}
+    most = [name for name in ranked(contested, lambda name: contested[name]) if contested[name] > 0]
+    if most:
+        shown = ", ".join(f"{name} {percent(contested[name])}" for name in most[:LAYERS])
+        out.text(f"most contested in: {shown}")
+        out.text()
 
 
 def _rows(names: list[str], matrices: dict[str, Any]) -> Iterator[list[object]]:

@@ -20,7 +20,8 @@ as zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 
 import torch
@@ -58,6 +59,11 @@ class Interference:
     overlap: Tensor
     sign_conflict: Tensor
     norms: Tensor
+
+    @property
+    def contested(self) -> Tensor:
+        """(N, N) the share of one's energy where the other acts with other signs, at most."""
+        return torch.maximum(self.overlap, self.overlap.T) * self.sign_conflict
 
     def as_dict(self) -> dict[str, list[list[float]]]:
         """The matrices as lists, for JSON."""
@@ -136,12 +142,11 @@ class PairVerdict:
 def pair_verdicts(found: Interference) -> list[PairVerdict]:
     """The verdict on every pair, the worst first."""
     verdicts = []
-    count = len(found.norms)
+    count, contests = len(found.norms), found.contested
     for i in range(count):
         for j in range(i + 1, count):
             cosine = float(found.cosine[i, j])
-            shared = max(float(found.overlap[i, j]), float(found.overlap[j, i]))
-            contested = shared * float(found.sign_conflict[i, j])
+            contested = float(contests[i, j])
             if cosine <= -TURNS:
                 kind = "opposed"
             elif cosine >= TURNS:
@@ -173,6 +178,20 @@ class _Sums:
     def zeros(cls, n: int) -> _Sums:
         return cls(*(torch.zeros(n, n, dtype=torch.float64) for _ in fields(cls)))
 
+    def add(self, other: _Sums) -> None:
+        """Add the sums of another module."""
+        for name, values in vars(other).items():
+            getattr(self, name).add_(values)
+
+    def spread(self, holders: Sequence[int], n: int) -> _Sums:
+        """The same among n adapters, of which these have the module."""
+        if len(holders) == n:
+            return self
+        wide, at = _Sums.zeros(n), torch.tensor(holders)
+        for name, values in vars(self).items():
+            getattr(wide, name)[at[:, None], at] = values
+        return wide
+
 
 def interference(
     adapters: Sequence[Adapter],
@@ -189,6 +208,36 @@ def interference(
         CollectionError: Fewer than two adapters, or a module's dimensions differ.
         AdapterError: NaN or infinity in an adapter.
     """
+    sources = _sources(adapters)
+    total = _Sums.zeros(len(sources))
+    for _, sums in _each_module(sources, RunContext(progress, cancelled)):
+        total.add(sums)
+    return _shares(total)
+
+
+def pair_interference(
+    first: Adapter,
+    second: Adapter,
+    *,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> tuple[Interference, dict[str, Interference]]:
+    """Measure the interference of two adapters as a whole and in every module that both have.
+
+    Raises:
+        CollectionError: A module's dimensions differ.
+        AdapterError: NaN or infinity in an adapter.
+    """
+    sources = _sources([first, second])
+    total, modules = _Sums.zeros(2), {}
+    for module, sums in _each_module(sources, RunContext(progress, cancelled)):
+        total.add(sums)
+        if all(module in source.modules for source in sources):
+            modules[module] = _shares(sums)
+    return _shares(total), modules
+
+
+def _sources(adapters: Sequence[Adapter]) -> list[AdapterSource]:
     sources = common_names([as_source(adapter) for adapter in adapters])
     if len(sources) < 2:
         raise CollectionError(
@@ -196,19 +245,19 @@ def interference(
             expected="at least 2 adapters",
             found=str(len(sources)),
         )
+    return sources
+
+
+def _each_module(sources: Sequence[AdapterSource], run: RunContext) -> Iterator[tuple[str, _Sums]]:
+    """The sums of every module among all adapters, zero for those that lack it."""
     holders = modules_of(sources)
 
     def measure(module: str) -> _Sums:
         return _of_module(sources, holders[module], module)
 
-    total = _Sums.zeros(len(sources))
-    run = RunContext(progress, cancelled)
-    results = map_ordered(measure, list(holders), run, stage="interference")
-    for module, sums in zip(holders, results, strict=True):
-        at = torch.tensor(holders[module])
-        for name in vars(total):
-            getattr(total, name)[at[:, None], at] += getattr(sums, name)
-    return _shares(total)
+    with closing(map_ordered(measure, list(holders), run, stage="interference")) as results:
+        for module, sums in zip(holders, results, strict=True):
+            yield module, sums.spread(holders[module], len(sources))
 
 
 def _shares(total: _Sums) -> Interference:

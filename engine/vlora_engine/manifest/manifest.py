@@ -70,11 +70,15 @@ class LayerSpec:
 
     def loadings_elements(self, method: str, rank: int) -> int:
         """Numbers in the loadings of a task of this rank."""
+        return sum(self.loadings_sides(method, rank))
+
+    def loadings_sides(self, method: str, rank: int) -> tuple[int, ...]:
+        """The same of either side, or of the core where that is smaller."""
         if method == "flat":
-            return self.k_a + self.k_b
+            return self.k_a, self.k_b
         if method == "delta" and core_is_dense(rank, self.k_a, self.k_b):
-            return self.k_a * self.k_b
-        return rank * (self.k_a + self.k_b)
+            return (self.k_a * self.k_b,)
+        return rank * self.k_a, rank * self.k_b
 
 
 @dataclass(frozen=True)

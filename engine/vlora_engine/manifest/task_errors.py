@@ -1,4 +1,4 @@
-"""Read the norm and the error of every module of a stored task. No torch."""
+"""Read what every module of a stored task lost, and the bytes it takes. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.errors import CorruptFileError, NotFoundError
-from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.utils.safetensors_file import Header, read_bytes, read_header
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.utils.safetensors_file import ITEM_BYTES, Header, read_bytes, read_header
 
 Array = npt.NDArray[Any]
 
@@ -25,12 +25,14 @@ class TaskFigures:
         layers: The shared modules that the task has.
         norms: (modules,) ||dW|| of each in the adapter. errors: (modules,) relative error of
             each as stored.
+        nbytes: (modules,) bytes of each in the task's file, without what tasks share.
     """
 
     task: str
     layers: tuple[str, ...]
     norms: Array
     errors: Array
+    nbytes: Array
 
     @property
     def error_of(self) -> Mapping[str, float]:
@@ -56,10 +58,24 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
     count = len(record.layers)
     if manifest.coding is None or record.in_basis:
         norms, errors = (_figures(header, name, (count,)) for name in ("norms", "errors"))
+        nbytes = loadings_bytes(
+            manifest if manifest.coding is None else manifest.of_basis(), record
+        )
     else:
-        norms, errors = _coded_figures(header, count)
+        norms, errors, nbytes = _coded_figures(header, count)
     layers = tuple(manifest.layers[i].name for i in record.layers)
-    return TaskFigures(task=task_id, layers=layers, norms=norms, errors=errors)
+    return TaskFigures(task_id, layers, norms, errors, nbytes)
+
+
+def loadings_bytes(manifest: Manifest, record: TaskRecord) -> Array:
+    """(modules,) bytes of the loadings of a task in a basis."""
+    packing = None if manifest.quantization is None else manifest.quantization.loadings
+    item = ITEM_BYTES[manifest.dtype]
+    rows = []
+    for i, rank in zip(record.layers, record.ranks, strict=True):
+        sides = manifest.layers[i].loadings_sides(manifest.method, rank)
+        rows.append(sum(map(packing.nbytes, sides)) if packing is not None else item * sum(sides))
+    return np.array(rows, dtype=np.int64)
 
 
 def _figures(header: Header, name: str, shape: tuple[int, ...]) -> Array:
@@ -76,8 +92,8 @@ def _figures(header: Header, name: str, shape: tuple[int, ...]) -> Array:
     return figures.reshape(shape).astype(np.float64)
 
 
-def _coded_figures(header: Header, count: int) -> tuple[Array, Array]:
-    """The figures that stand before the modules of a coded task."""
+def _coded_figures(header: Header, count: int) -> tuple[Array, Array, Array]:
+    """Norms, errors and bytes, which stand before the modules of a coded task."""
     entry, head = header.entries.get("coded"), MODULE_HEAD * count
     if entry is None or entry.nbytes < head:
         raise CorruptFileError(
@@ -87,5 +103,7 @@ def _coded_figures(header: Header, count: int) -> tuple[Array, Array]:
             found="nothing" if entry is None else f"{entry.nbytes} bytes",
             remedy="restore it from a copy, or compress the adapters again",
         )
-    figures = open_floats(bytes(read_bytes(header, "coded", head)), 4 * count, 2 * count)
-    return figures[:count], figures[count:]
+    raw = bytes(read_bytes(header, "coded", head))
+    figures = open_floats(raw, 4 * count, 2 * count)
+    nbytes = np.frombuffer(raw, "<u4", count).astype(np.int64)
+    return figures[:count], figures[count:], nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import product
 
 import pytest
@@ -12,16 +13,23 @@ from torch import Tensor
 import vlora_engine
 from tests.engine.merging.made import DIMS, MIXED, changed, deltas, make, regauged
 from vlora_engine.analysis import interference_measures
-from vlora_engine.analysis.interference_measures import MEASURES, Interference, interference
+from vlora_engine.analysis.interference_measures import (
+    MEASURES,
+    Interference,
+    interference,
+    pair_interference,
+)
 from vlora_engine.errors import AdapterError, CollectionError
 
 
-def plain(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
+def plain(
+    first: dict[str, Tensor], second: dict[str, Tensor], modules: Iterable[str] = DIMS
+) -> dict[str, float]:
     """The measures of an ordered pair from dense matrices, in plain loops."""
-    norm2 = sum(float(d.square().sum()) for d in first.values())
-    other2 = sum(float(d.square().sum()) for d in second.values())
+    norm2 = sum(float(first[module].square().sum()) for module in modules)
+    other2 = sum(float(second[module].square().sum()) for module in modules)
     inner = writes = reads = overlap = opposed = common = 0.0
-    for module in DIMS:
+    for module in modules:
         U, S, V = svd(first[module])
         X, T, Y = svd(second[module])
         inner += float((first[module] * second[module]).sum())
@@ -63,6 +71,20 @@ def test_every_measure_is_its_dense_arithmetic(rows, monkeypatch):
             assert float(getattr(found, name)[i, j]) == pytest.approx(value, abs=1e-9), (i, j, name)
     norms = [math.sqrt(sum(float(d.square().sum()) for d in deltas(a).values())) for a in MIXED]
     assert found.norms.tolist() == pytest.approx(norms)
+
+
+def test_a_pair_is_measured_in_every_module_that_both_have():
+    for i, j in ((0, 1), (2, 0), (1, 3)):
+        whole, modules = pair_interference(MIXED[i], MIXED[j])
+        assert_same(whole, interference([MIXED[i], MIXED[j]]))
+        assert set(modules) == set(MIXED[i].lora_a) & set(MIXED[j].lora_a)
+        for module, found in modules.items():
+            first, second = deltas(MIXED[i]), deltas(MIXED[j])
+            there, back = plain(first, second, [module]), plain(second, first, [module])
+            for name, value in there.items():
+                assert float(getattr(found, name)[0, 1]) == pytest.approx(value, abs=1e-9)
+            expected = max(there["overlap"], back["overlap"]) * there["sign_conflict"]
+            assert float(found.contested[0, 1]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_neither_gauge_nor_size_nor_other_adapters_matter():

@@ -64,7 +64,7 @@ class Likeness:
                 kind="alike",
                 members=tuple(members),
                 least=least,
-                how=f"every two at a cosine of {least:.2f} or more; {alone} like no other",
+                how=f"cosine {least:.2f} or more; {alone} not similar to any other",
                 letter=LETTERS[i] if i < len(LETTERS) else "+",
             )
             for i, (least, members) in enumerate(rows)

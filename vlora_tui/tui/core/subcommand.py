@@ -11,23 +11,49 @@ from typing import Any
 
 from vlora_engine.errors import StorageError, VLoRAError
 from vlora_engine.utils.json_reader import JsonFile, JsonObject
+from vlora_tui.tui.core.warm_commands import WARM, NotBegunError, Reply
 
 POLL_SECONDS = 0.1
 
 
 def ask_command(
-    arguments: Sequence[str], cancelled: Callable[[], bool] = lambda: False
+    arguments: Sequence[str],
+    cancelled: Callable[[], bool] = lambda: False,
+    *,
+    background: bool = False,
 ) -> dict[str, Any] | None:
     """Run ``vlora-tui ARGUMENTS --json``; what it printed, or None where it was cancelled.
+
+    A process that has torch imported runs it, else one of its own.
+
+    Args:
+        background: Nobody waits for it: everything else goes first.
 
     Raises:
         VLoRAError: It failed; with the words, the place and the remedy that it gave.
         StorageError: It cannot be started.
     """
-    command = [sys.executable, "-m", "vlora_tui", *arguments, "--json"]
+    words = [*arguments, "--json"]
+    try:
+        reply = WARM.run(words, cancelled, background=background)
+    except NotBegunError:
+        reply = _run(words, cancelled)
+    if reply is None:
+        return None
+    if reply.code != 0:
+        raise _failure(reply.code, reply.stderr)
+    try:
+        answer = json.loads(reply.stdout)
+    except ValueError:
+        raise VLoRAError("The command's answer cannot be read.", found=reply.stdout[:200]) from None
+    return answer if isinstance(answer, dict) else {}
+
+
+def _run(words: Sequence[str], cancelled: Callable[[], bool]) -> Reply | None:
+    """Run a command in a process of its own, which imports all that it needs."""
     try:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "vlora_tui", *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -42,19 +68,12 @@ def ask_command(
             while True:
                 with suppress(subprocess.TimeoutExpired):
                     stdout, stderr = process.communicate(timeout=POLL_SECONDS)
-                    break
+                    return Reply(process.returncode, stdout, stderr)
                 if cancelled():
                     return None
         finally:
             if process.poll() is None:
                 process.kill()
-    if process.returncode:
-        raise _failure(process.returncode, stderr)
-    try:
-        answer = json.loads(stdout)
-    except ValueError:
-        raise VLoRAError("The command's answer cannot be read.", found=stdout[:200]) from None
-    return answer if isinstance(answer, dict) else {}
 
 
 def read_answer(answer: Mapping[str, Any]) -> JsonObject:
@@ -62,7 +81,7 @@ def read_answer(answer: Mapping[str, Any]) -> JsonObject:
     return JsonFile("the command's JSON", "The answer cannot be read.").value(answer).object()
 
 
-def _failure(code: int, stderr: str) -> VLoRAError:
+def _failure(code: int | None, stderr: str) -> VLoRAError:
     """The error that the command printed as JSON on stderr, or its last line."""
     start = stderr.find("{")
     with suppress(ValueError):
@@ -75,5 +94,11 @@ def _failure(code: int, stderr: str) -> VLoRAError:
             }
             return VLoRAError(row["what"], **details)
     lines = [line for line in stderr.splitlines() if line.strip()]
-    what = f"signal {-code}" if code < 0 else f"exit code {code}"
-    return VLoRAError(f"The command ended with {what}.", found=lines[-1] if lines else None)
+    if code is None or code < 0:
+        return VLoRAError(
+            "The command was killed before it had answered.",
+            remedy="ask again; where it happens again, memory may be short",
+        )
+    return VLoRAError(
+        f"The command ended with exit code {code}.", found=lines[-1] if lines else None
+    )

@@ -102,6 +102,9 @@ class DetailsPane(Vertical):
             super().__init__()
             self.of, self.found = of, found
 
+    class Known(Message):
+        """What a merge keeps is known now, or why not."""
+
     def __init__(self, *, ascii_only: bool = False) -> None:
         super().__init__(id="export-details", classes="pane")
         self._ascii = ascii_only
@@ -159,6 +162,22 @@ class DetailsPane(Vertical):
         self._draw_merge()
         return True
 
+    @property
+    def kept(self) -> dict[str, float]:
+        """How far the merge that was measured last moves along each input, by its name."""
+        rows = self._found.retained if isinstance(self._found, Measured) else ()
+        return {row.name: row.strength for row in rows}
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether that was with other settings."""
+        return self._of != self._wanted
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a merge was measured here before: then another is as soon as it is asked for."""
+        return self._of is not None
+
     def knows(self, arguments: Sequence[str] | None) -> bool:
         """Whether a merge was measured as it stands."""
         measured = self._of is not None and isinstance(self._found, Measured)
@@ -179,8 +198,10 @@ class DetailsPane(Vertical):
         event.stop()
         if event.of != self._measuring:
             return
-        self._measuring, self._of, self._found = None, event.of, event.found
+        self._measuring, self._of = None, event.of
+        self._found = event.found
         self._draw_merge()
+        self.post_message(self.Known())
 
     def _draw_merge(self) -> None:
         if not self.has_class("merging"):
@@ -197,14 +218,14 @@ class DetailsPane(Vertical):
 
     def _merge_words(self, stale: bool) -> Text:
         if self._measuring is not None:
-            return Text("A process of its own reads the weights and measures; x stops it.")
+            return Text("Measuring… (x to stop)")
         if self._wanted is None:
             return Text("The preview says what is missing.")
         if self._of is None:
-            words = "p measures what of each input the merge keeps; nothing is written. "
+            words = "p measures what the merge keeps of each input. "
             return Text(words + self._hint)
         if stale:
-            return Text("Settings have changed since; p measures again.")
+            return Text("Measured with other settings; p measures again.")
         if isinstance(self._found, Measured):
             return Text(f"{self._found.words} {self._worst_words()}{MEANING}")
         return Text(f"It could not be measured: {self._found}", style=self._tones["error"])
@@ -215,7 +236,7 @@ class DetailsPane(Vertical):
         if row is None or not row.module:
             return ""
         module = f"{clean(row.module)}, cosine {row.worst:.3f}"
-        return f"{clean(row.name)} fares worst in {module}. "
+        return f"Worst: {clean(row.name)} in {module}. "
 
     def on_table_moved(self, event: Table.Moved) -> None:
         event.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
@@ -9,6 +11,7 @@ from textual.widgets import Static
 
 from vlora_tui.tui.export.settings import Item, Settings, Source, shares_of, weights_of
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.bars import bar
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size
 
@@ -19,12 +22,17 @@ COLUMNS = (
     Column("bytes", "size", right=True, keep=4),
 )
 MERGE_COLUMNS = (
-    Column("name", "name", least=12, keep=5, lost="start"),
+    Column("name", "name", least=20, keep=5, lost="start"),
     Column("rank", "rank", right=True, keep=1),
     Column("weight", "weight", right=True, keep=4),
     Column("share", "of all", right=True, keep=3),
+    Column("bar", "kept", keep=3),
+    Column("kept", "", right=True, keep=4),
     Column("bytes", "size", right=True, keep=2),
 )
+
+
+BAR = 8  # cells of a bar
 
 
 class ItemsPane(Vertical):
@@ -40,6 +48,9 @@ class ItemsPane(Vertical):
         self.source: Source | None = None
         self.marked: dict[str, None] = {}
         self._settings = Settings()
+        self._ascii_only = ascii_only
+        self._kept: Mapping[str, float] = {}
+        self._is_stale = False
         self._weights: dict[str, tuple[float, float | None]] = {}  # of the marked, and the share
 
     def compose(self) -> ComposeResult:
@@ -51,11 +62,23 @@ class ItemsPane(Vertical):
         self.source = source
         self.marked = {item.name: None for item in source.items} if source is not None else {}
 
-    def show(self, settings: Settings, note: str = "") -> None:
-        """Draw the items that the filter keeps, and a line below them; of a merge the weights."""
+    def show(
+        self,
+        settings: Settings,
+        note: str = "",
+        *,
+        kept: Mapping[str, float] | None = None,
+        stale: bool = False,
+    ) -> None:
+        """Draw the items that the filter keeps, and a line below them; of a merge the weights.
+
+        Args:
+            kept: How far the merge moves along each item, 1 as far as that does itself.
+            stale: That was measured with other settings.
+        """
         if self.source is None:
             return
-        self._settings = settings
+        self._settings, self._kept, self._is_stale = settings, kept or {}, stale
         self._weigh()
         self.table.columns = list(self._columns)
         items, subspace = self.source.items, self.source.subspace
@@ -117,7 +140,9 @@ class ItemsPane(Vertical):
         if not self._merges:
             return COLUMNS
         shared = any(share is not None for _, share in self._weights.values())
-        return tuple(c for c in MERGE_COLUMNS if shared or c.key != "share")
+        absent = set() if shared else {"share"}
+        absent |= {"bytes"} if self._kept else {"bar", "kept"}
+        return tuple(c for c in MERGE_COLUMNS if c.key not in absent)
 
     def _weigh(self) -> None:
         names = list(self.marked)
@@ -131,11 +156,16 @@ class ItemsPane(Vertical):
         if self._merges:
             weight, share = self._weights.get(item.name, (None, None))
             typed = item.name in self._settings.weights
+            kept, tone = self._kept.get(item.name), "muted" if self._is_stale else "accent"
+            shown = "" if kept is None else bar(kept, BAR, ascii_only=self._ascii_only)
+            about = "~" if self._is_stale else ""
             cells = {
                 "name": (clean(item.name), ""),
                 "rank": ("-" if item.rank is None else str(item.rank), "muted"),
                 "weight": ("-" if weight is None else f"{weight:.3g}", "accent" if typed else ""),
                 "share": ("-" if share is None else f"{100 * share:.3g} %", "muted"),
+                "bar": (shown, tone),
+                "kept": ("" if kept is None else f"{about}{100 * kept:.3g} %", tone),
                 "bytes": (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
             }
             return [cells[column.key] for column in self._columns]

@@ -32,6 +32,8 @@ KEYS: list[BindingType] = [
     hidden("plus,asterisk", "all", "export.all", "Mark all that is shown"),
     hidden("minus", "invert", "export.invert", "Turn all marks round"),
     hidden("w", "type_weight", "export.weight", "Type the weight of the line in a merge"),
+    hidden("left", "weigh_here(-1)", "export.less", "In a merge: less weight for the line"),
+    hidden("right", "weigh_here(1)", "export.more", "In a merge: more weight for the line"),
     hidden("left_square_bracket", "weigh(-1)", "export.lighter",
            "Less weight for the line in a merge", display="["),
     hidden("right_square_bracket", "weigh(1)", "export.heavier",

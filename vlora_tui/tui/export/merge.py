@@ -38,8 +38,8 @@ from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 MERGE_EDITS = {"rank": RANK, "energy": ENERGY, "scale": SCALE}
-NORMALIZE = {None: "as the method does", True: "yes", False: "no"}
-SPACE = {"delta": "dW", "factors": "A and B apart, as vLoRA"}
+NORMALIZE = {None: "method default", True: "yes", False: "no"}
+SPACE = {"delta": "on dW", "factors": "A and B apart, as vLoRA"}
 
 
 def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
@@ -49,9 +49,9 @@ def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     fields += [
         _text_line(settings, p, settings.parameters.get(p.name, "")) for p in spec.parameters
     ]
-    about = "w types the weight of one line, [ and ] move it; here all at once."
+    about = "All weights at once; left and right change the weight of a line."
     fields.append(
-        Field("weights", "weights", weights_text(settings, names) or "all the same", "text", about)
+        Field("weights", "weights", weights_text(settings, names) or "equal", "text", about)
     )
     fields.append(_layers_line(settings, len(names)))
     if spec.may_normalise:
@@ -64,12 +64,12 @@ def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
         fields.append(_text_line(settings, ENERGY, settings.energy))
     if spec.factors:
         about = "What is merged: the weight changes, or A and B apart, as the first library does."
-        fields.append(Field("space", "of", SPACE[settings.space], "choice", about))
+        fields.append(Field("space", "merge", SPACE[settings.space], "choice", about))
     about = "The dtype of A and B; as they were: the widest of the adapters'."
     return [
         *fields,
-        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", about),
-        Field("merged", "goes to", tilde(settings.merged), "text", "Enter changes it (also o)."),
+        Field("dtype", "dtype", DTYPES[settings.dtype], "choice", about),
+        Field("merged", "output", tilde(settings.merged), "text", "Enter changes it (also o)."),
     ]
 
 
@@ -120,7 +120,7 @@ def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Fie
 def _layers_line(settings: Settings, marked: int) -> Field:
     about = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
     wrong = wrong_in(lambda: parse_layers(settings.layers, marked))
-    return Field("layers", "layers", settings.layers or "all alike", "text", about, wrong)
+    return Field("layers", "layers", settings.layers or "same for all layers", "text", about, wrong)
 
 
 def wrong_in(parse: Callable[[], object]) -> str:
@@ -157,8 +157,8 @@ class MethodBox(Dialog):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
-            box.border_title = Text("How to merge")
-            box.border_subtitle = Text("enter takes the line, esc goes back")
+            box.border_title = Text("Merge method")
+            box.border_subtitle = Text("Enter select, Esc cancel")
             yield Table(COLUMNS, _cells, key=str)
             yield Static(id="method-said", markup=False)
 
@@ -236,7 +236,7 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
     pairs = itertools.combinations(range(len(at)), 2)
     i, j = ranked(pairs, lambda pair: cosines[pair], largest=False)[0]
-    words = f"Least alike: {names[i]} and {names[j]}, cosine {cosines[i, j]:.2f}"
+    words = f"Least similar: {names[i]} and {names[j]}, cosine {cosines[i, j]:.2f}"
     words += "; they pull against each other. " if cosines[i, j] < OPPOSED else ". "
     by_size = ranked(range(len(at)), lambda i: sizes[i])
     largest, least = by_size[0], by_size[-1]

@@ -46,6 +46,8 @@ from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 if TYPE_CHECKING:
+    from textual.timer import Timer
+
     from vlora_tui.recipe.model import Recipe
 
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
@@ -55,6 +57,10 @@ NOTHING = (
     "rank. Or open a subspace there (enter on its row), or build one (2, then 3): its tasks are "
     "listed here."
 )
+
+
+PAUSE_SECONDS = 0.15  # without a key, after which a merge is measured anew
+QUICK_BYTES = 512 << 20  # of adapters: what takes longer is measured when it is asked for
 
 
 class ExportView(PaneView):
@@ -90,6 +96,7 @@ class ExportView(PaneView):
         self._wanted: str | None = None  # the kind of source that was asked for
         self._of: object = None
         self._footer: tuple[object, ...] = ()
+        self._measure_timer: Timer | None = None
         self.query_one("#export-how").border_title = "How"
 
     # what the application asks
@@ -253,8 +260,10 @@ class ExportView(PaneView):
         other = "the tasks of the subspace" if self._is_input else "the marked adapters"
         notes = [f"t lists {other} instead"] if others else []
         if self._settings.doing == "merge":
-            notes.append("w types a weight, [ ] move it")
-        self._items.show(self._settings, "; ".join(notes))
+            notes.append("left and right change a weight")
+        self._items.show(
+            self._settings, "; ".join(notes), kept=self._details.kept, stale=self._details.is_stale
+        )
 
     def _draw_form(self) -> None:
         lines = form_lines(
@@ -294,7 +303,10 @@ class ExportView(PaneView):
         recipe = self._recipe()
         likeness = likeness_of(self.session.spectra) if self._is_input else None
         hint = likeness_words(likeness, self._marked)
+        before = self._details.kept, self._details.is_stale
         self._details.show_merge(None if recipe is None else preview_arguments(recipe), hint)
+        if before != (self._details.kept, self._details.is_stale):
+            self._draw_items()
 
     # keys: marks
 
@@ -357,6 +369,13 @@ class ExportView(PaneView):
     def action_weigh(self, by: int) -> None:
         """Move the weight of the line a step."""
         self.editor.weigh(by)
+        self._measure_soon()
+
+    def action_weigh_here(self, by: int) -> None:
+        """Move the weight of the line a step, where the cursor is on a line."""
+        if self.pane == "export-items" and self._settings.doing == "merge":
+            self.editor.weigh(by)
+            self._measure_soon()
 
     def action_type_weight(self) -> None:
         """Type the weight of the line."""
@@ -376,6 +395,24 @@ class ExportView(PaneView):
         self._details.measure(self._marked)
         if self.has_class("one"):
             self.go_to_pane("export-details")
+
+    def _measure_soon(self) -> None:
+        """Measure what the merge keeps once no key has come for a moment, where that is quick."""
+        if self._measure_timer is not None:
+            self._measure_timer.stop()
+        self._measure_timer = self.set_timer(PAUSE_SECONDS, self._measure_now)
+
+    def _measure_now(self) -> None:
+        source = self._source
+        if source is None or self._settings.doing != "merge" or self._plan.problem is not None:
+            return
+        marked = set(self._marked)
+        if sum(item.nbytes for item in source.items if item.name in marked) <= QUICK_BYTES:
+            self.editor.settle_seed()
+            self._details.measure(self._marked)
+
+    def on_details_pane_known(self) -> None:
+        self._draw_items()
 
     def action_start(self) -> None:
         """Start the job, after a typed word where something would be replaced."""
@@ -437,6 +474,8 @@ class ExportView(PaneView):
         self.job.forget()
         self._draw()
         self._replan()
+        if self._details.is_live:
+            self._measure_soon()
 
     # what threads and jobs tell
 

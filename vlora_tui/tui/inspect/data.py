@@ -67,9 +67,9 @@ class Outlier:
         elif reason.value == 0:
             words = "no effect"
         elif reason.typical:
-            words = f"{reason.value / reason.typical:.2g}x the size"
+            words = f"norm {reason.value / reason.typical:.2g}x typical"
         else:
-            words = "alone acts"
+            words = "only one to act"
         return f"{clean(reason.family)}: {words}" if reason.family else words
 
     @property
@@ -266,28 +266,85 @@ def _row(value: JsonValue, names: Sequence[str]) -> list[float]:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """How two interfere, as the engine judges it.
+
+    Args:
+        pair: Their places among those that were measured. kind: ``opposed``, ``tangled``,
+            ``alike`` or ``apart``.
+        contested: The share of one's energy where the other acts with other signs, at most.
+    """
+
+    pair: tuple[int, int]
+    kind: str
+    contested: float
+    cosine: float
+
+    @property
+    def interferes(self) -> bool:
+        """Whether they get into each other's way."""
+        return self.kind in ("opposed", "tangled")
+
+
+@dataclass(frozen=True)
 class Interference:
     """What ``vlora-tui interference`` says: per measure a matrix (n, n), in the paths' order.
 
     Row i, column j of ``writes``, ``reads`` and ``overlap`` are shares of adapter i.
+
+    Args:
+        worst: The pair that interferes most.
     """
 
     matrices: Mapping[str, Array]
+    worst: Conflict | None = None
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Interference:
         """From the command's JSON."""
         row = read_answer(answer)
         names = row["adapters"].texts()
-        return cls(
-            {
-                measure: np.array([_row(matrix.object()[name], names) for name in names])
-                for measure, matrix in row["matrices"].object().items()
-            }
-        )
+        matrices = {
+            measure: np.array([_row(matrix.object()[name], names) for name in names])
+            for measure, matrix in row["matrices"].object().items()
+        }
+        overlap = matrices["overlap"]
+        matrices["contested"] = np.maximum(overlap, overlap.T) * matrices["sign_conflict"]
+        pairs = row.get("pairs")
+        worst = None
+        if pairs is not None and pairs.items():
+            first = pairs.items()[0].object()
+            i, j = (names.index(first[key].text()) for key in ("adapter", "and"))
+            cosine = float(matrices["cosine"][i, j])
+            worst = Conflict((i, j), first["kind"].text(), first["contested"].number(), cosine)
+        return cls(matrices, worst)
 
     def spread(self, measure: str, at: Sequence[int], count: int) -> Array:
         """(count, count) a measure among all adapters; NaN where it was not taken."""
         values = np.full((count, count), np.nan)
         values[np.ix_(at, at)] = self.matrices[measure]
         return values
+
+
+@dataclass(frozen=True)
+class PairLayers:
+    """What ``vlora-tui interference A B`` says of every module: the share that is contested."""
+
+    contested: Mapping[str, float]
+    total: float
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> PairLayers:
+        """From the command's JSON."""
+        row = read_answer(answer)
+        layers = {
+            name: figures.object()["contested"].number()
+            for name, figures in row["layers"].object().items()
+        }
+        (pair,) = row["pairs"].items(1)
+        return cls(layers, pair.object()["contested"].number())
+
+
+def interference_arguments(paths: Iterable[str]) -> tuple[str, ...]:
+    """The command that measures how some adapters interfere."""
+    return ("interference", *paths)

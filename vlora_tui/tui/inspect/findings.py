@@ -151,21 +151,21 @@ class FindingsPane(AskingPane):
     def _otherwise(self) -> str:
         """What is known where nothing was found."""
         if self.answer_to(self._doctor) is not None:
-            return "The doctor finds nothing remarkable."
+            return "The doctor finds no problems."
         if self._headers_only:
-            return "Nothing remarkable in the headers; d has the tensors read."
-        return "Nothing remarkable; d asks the doctor, who looks closer."
+            return "No problems in the headers; d reads the tensors."
+        return "No problems known; d asks the doctor, who reads every tensor."
 
     @property
     def _state(self) -> str:
         """What is going on."""
         problem = self.problem_of(self._doctor)
         if self.asking is not None:
-            return "The doctor reads every tensor; x stops it."
+            return "Reading every tensor… (x to stop)"
         if problem is not None:
             return f"The doctor could not look: {clean(problem)}"
         if self._judging is not None:
-            return f"Headers are read for {self._judging[0]}."
+            return f"Reading headers for {self._judging[0]}…"
         return ""
 
     def _mark(self, row: Remark) -> Cell:

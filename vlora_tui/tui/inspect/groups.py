@@ -39,7 +39,7 @@ class GroupsPane(Vertical):
     ) -> None:
         """Show these groups; copies and runs are among them once ``kin`` is known."""
         self._likeness, self._is_known = likeness, kin is not None
-        self.border_title = f"Groups: alike from {threshold:.2f} on, copies, runs"
+        self.border_title = f"Groups: cosine {threshold:.2f} or more, copies, runs"
         self._table.show(list(rows))
         self._say()
 
@@ -65,6 +65,6 @@ class GroupsPane(Vertical):
     def _say(self) -> None:
         text = self.row_text()
         if text is None and self._likeness is not None:
-            text = "No two are that alike; [ moves the bound."
-            text += "" if self._is_known else " Copies and runs are being looked for."
+            text = "No two are that similar; [ lowers the threshold."
+            text += "" if self._is_known else " Looking for copies and runs."
         self.query_one("#groups-said", Static).update(text or "")

@@ -7,39 +7,41 @@ from textual.binding import BindingType
 from vlora_tui.tui.widgets.bindings import hidden, shown
 
 HELP = (
-    "How alike adapters are (the cosine of their weight changes dW: 1 is the same direction, 0 "
-    "nothing in common), which form groups, are copies or come of one run, which stand apart, and "
-    "what was found wrong.\n"
-    "i turns the matrix to how two would get into each other's way if they were merged: the "
-    "opposed share of what they have in common, and the shares of the row's energy in the spaces "
-    "of the column. Enter on a pair compares its layers. On the diagonal you see one adapter: what "
-    "the present k loses in each layer; m: how strong it is there; c: how much of it the bases of "
-    "the open subspace hold.\n"
-    "Enter on an outlier or a finding goes to the layers that it is about, enter on a layer shows "
-    "its singular values, and what two adapters share there. A score of 2 is what one in twenty "
-    "sound collections shows.\n"
-    "d asks the doctor, who reads every tensor; T adds what a server or a program would refuse or "
-    "get wrong. What needs weights is read by a process of its own; x stops it."
+    "Summary says which adapters are near copies, which are outliers and why, and which pair "
+    "interferes most and where; of an open subspace, what lost most and what takes most bits. "
+    "Enter on a sentence shows its picture.\n"
+    "Similarity is the cosine of two weight changes dW: 1 is the same direction, 0 nothing in "
+    "common. i turns the matrix to interference, which is what a merge of the two would meet: the "
+    "share of dW that the other contests, the conflicting share of what both have, and the overlap "
+    "of outputs and inputs.\n"
+    "Enter on a pair compares its layers. On the diagonal you see one adapter. m shows another "
+    "figure of the layers; c how much of the adapter the open subspace covers. Enter on a layer "
+    "shows its singular values. n and p go to the next adapter, pair, task or module and back.\n"
+    "An outlier's score of 2 is what one in twenty sound collections shows. d asks the doctor, who "
+    "reads every tensor; T adds what a server or a program would refuse or get wrong."
 )
 
 KEYS: list[BindingType] = [
-    shown("enter", "enter", "Go in", "inspect.enter",
-          "From pairs, groups, outliers and findings to layers, from there to a module"),
-    shown("i", "interference", "Interfere", "inspect.interference",
-          "Turn the matrix: cosine, sign conflict, overlap, writes, reads"),
+    shown("enter", "enter", "Open", "inspect.enter",
+          "Open what the cursor is on: its picture, its layers, a module"),
+    shown("i", "interference", "Interference", "inspect.interference",
+          "Next measure of the matrix: similarity, then interference"),
     shown("m", "measure", "Measure", "inspect.measure", "Another figure for the layers"),
+    shown("n", "walk(1)", "Next", "inspect.next", "Layers of the next adapter, pair or task",
+          display="n p"),
+    hidden("p", "walk(-1)", "inspect.before", "Layers of the adapter, pair or task before"),
     shown("c", "coverage", "Coverage", "inspect.coverage",
           "How much of the adapter the bases of the open subspace hold"),
     shown("d", "doctor", "Doctor", "inspect.doctor",
-          "Have every tensor read, and say what is wrong and what mends it"),
+          "Have every tensor read, and say what is wrong and how to fix it"),
     shown("T", "target", "Target", "inspect.target",
           "Add what the next target (vLLM, llama.cpp, PEFT, ...) would get wrong"),
     shown("space", "keep", "Keep", "inspect.keep", "Keep this task to compare another with"),
     shown("s", "sort", "Sort", "inspect.sort", "Sort by score, size or name"),
-    shown("left_square_bracket", "threshold(-0.01)", "Bound", "inspect.lower",
-          "Count adapters as alike from a lower cosine on", display="[ ]"),
+    shown("left_square_bracket", "threshold(-0.01)", "Threshold", "inspect.lower",
+          "Count adapters as similar from a lower cosine on", display="[ ]"),
     hidden("right_square_bracket", "threshold(0.01)", "inspect.higher",
-           "Count adapters as alike from a higher cosine on", display="]"),
+           "Count adapters as similar from a higher cosine on", display="]"),
     hidden("left_curly_bracket", "threshold(-0.1)", "inspect.lower_much",
            "The same in steps of 0.1", display="{"),
     hidden("right_curly_bracket", "threshold(0.1)", "inspect.higher_much",
@@ -47,9 +49,9 @@ KEYS: list[BindingType] = [
     shown("slash", "app.filter", "Filter", "inspect.filter", "Filter by name"),
     shown("tab", "next_pane(1)", "Pane", "inspect.next_pane", "Go to the next pane"),
     hidden("shift+tab", "next_pane(-1)", "inspect.pane_before", "Go to the pane before"),
-    hidden("o", "order", "inspect.order", "Order by likeness, or as found"),
-    hidden("t", "turn", "inspect.turn",
-           "Turn between the adapters and the tasks of the open subspace"),
+    hidden("o", "order", "inspect.order", "Similar adapters adjacent, or as found"),
+    hidden("t", "turn", "inspect.turn", "Adapters, or the tasks of the open subspace"),
+    hidden("w", "write", "inspect.write", "Where a build or a merge is started"),
     hidden("x,escape", "stop", "inspect.stop", "Stop what is being read, or clear the filter"),
 ]  # fmt: skip
 
@@ -57,6 +59,7 @@ KEYS: list[BindingType] = [
 OF_USE = {
     "interference": {"inspect-alike"},
     "measure": {"inspect-layers"},
+    "walk": {"inspect-layers"},
     "coverage": {"inspect-layers"},
     "doctor": {"inspect-findings"},
     "target": {"inspect-findings"},

@@ -13,23 +13,26 @@ from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
-from vlora_tui.tui.inspect.rows import plain, share
+from vlora_tui.tui.inspect.rows import Subject, plain, share
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Page
 from vlora_tui.tui.widgets.folding import hanging
 
+LOADING = "Loading…"
 SHOWN = 16  # singular values of one adapter
 BAR = 24  # columns of the longest bar
 BOX_WIDTH = 84  # columns inside the box, where there is room
 
 
 class ModuleBox(Page):
-    """Reads the module in a process of its own, which may hold weights, and tells of it.
+    """Has the module read by a process, which may hold weights, and tells of it.
+
+    ``n`` and ``p`` walk through the modules, ``N`` and ``P`` through the adapters.
 
     Args:
-        names: The adapter's name, or two.
-        places: Where they lie, as the commands take it.
+        subject: The adapter, or two. modules: All that there are, in their order.
+        others: The adapters, or pairs, that there are.
     """
 
     DEFAULT_CSS = """
@@ -38,18 +41,63 @@ class ModuleBox(Page):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         shown("escape,q,enter", "cancel", "Back", "module.cancel", "Close"),
+        shown("n", "walk(1)", "Modules", "module.next", "The next module", display="n p"),
+        hidden("p", "walk(-1)", "module.before", "The module before"),
+        shown("N", "others(1)", "Adapters", "module.next_adapter",
+              "The same module of the next adapter", display="N P"),
+        hidden("P", "others(-1)", "module.adapter_before", "The same module of the adapter before"),
         hidden("j", "down", "module.down", "Scroll down"),
         hidden("k", "up", "module.up", "Scroll up"),
-    ]
+    ]  # fmt: skip
 
-    def __init__(self, module: str, names: Sequence[str], refs: Sequence[str]) -> None:
-        super().__init__(clean(module), "Being read.")
-        self._module, self._names, self._refs = module, list(names), list(refs)
+    def __init__(
+        self,
+        module: str,
+        subject: Subject,
+        *,
+        modules: Sequence[str] = (),
+        others: Sequence[Subject] = (),
+    ) -> None:
+        super().__init__(clean(module), LOADING)
+        self._module, self._subject = module, subject
+        self._modules = list(modules) if module in modules else [module]
+        self._others = list(others) if subject in others else [subject]
+        self._answers: dict[tuple[str, ...], Text] = {}
 
     @property
     def arguments(self) -> list[str]:
         """The command that tells the same."""
-        return ["module", *self._refs, self._module]
+        return ["module", *self._subject.refs, self._module]
+
+    @property
+    def subtitle(self) -> str:  # type: ignore[override]
+        """Which of how many it is, and the keys that lead on."""
+        at, count = self._modules.index(self._module) + 1, len(self._modules)
+        walk = [f"{at} of {count}", "n p modules"] if count > 1 else []
+        walk += ["N P adapters"] if len(self._others) > 1 else []
+        return ", ".join([*walk, "esc closes"])
+
+    def action_walk(self, by: int) -> None:
+        """Another module, round and round."""
+        at = self._modules.index(self._module)
+        self._module = self._modules[(at + by) % len(self._modules)]
+        self._go()
+
+    def action_others(self, by: int) -> None:
+        """Another adapter, round and round."""
+        at = self._others.index(self._subject)
+        self._subject = self._others[(at + by) % len(self._others)]
+        self._go()
+
+    def _go(self) -> None:
+        """Show what is asked for now; what is in sight stays until it is there."""
+        box = self.query_one(".box")
+        box.border_title, box.border_subtitle = Text(clean(self._module)), Text(self.subtitle)
+        known = self._answers.get(tuple(self.arguments))
+        if known is not None:
+            self._say(known)
+        else:
+            self._ask()
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -57,16 +105,24 @@ class ModuleBox(Page):
 
     @work(thread=True, exclusive=True)
     def _ask(self) -> None:
-        worker = get_current_worker()
+        worker, arguments = get_current_worker(), self.arguments
+        names = self._subject.names
+        ascii_only = bool(getattr(self.app, "ascii_only", False))
         try:
-            answer = ask_command(self.arguments, lambda: worker.is_cancelled)
+            answer = ask_command(arguments, lambda: worker.is_cancelled)
         except VLoRAError as error:
-            self.app.call_from_thread(self._say, Text(clean(str(error))))
-            return
-        if answer is not None:
-            ascii_only = bool(getattr(self.app, "ascii_only", False))
-            words = module_words(answer, self._names, ascii_only=ascii_only)
-            self.app.call_from_thread(self._say, words)
+            words = Text(clean(str(error)))
+        else:
+            if answer is None:
+                return
+            words = module_words(answer, names, ascii_only=ascii_only)
+        self.app.call_from_thread(self._take, tuple(arguments), words)
+
+    def _take(self, arguments: tuple[str, ...], words: Text) -> None:
+        """Keep what was told, and show it if it is still asked for."""
+        self._answers[arguments] = words
+        if arguments == tuple(self.arguments):
+            self._say(words)
 
     def _say(self, words: Text) -> None:
         if not self.is_attached:
@@ -108,7 +164,9 @@ def _portrait(row: Mapping[str, Any], name: str, ascii_only: bool) -> Text:
     for number, value in enumerate(values[:SHOWN], start=1):
         cumulative += value**2
         bar = ("#" if ascii_only else "█") * max(1, round(BAR * value / values[0]))
-        words = f"\n{number:>3} {bar:<{BAR}} {value:<9.4g}{share(cumulative / energy):>8} so far"
+        words = (
+            f"\n{number:>3} {bar:<{BAR}} {value:<9.4g}{share(cumulative / energy):>8} cumulative"
+        )
         text.append(words, style="not bold")
     if len(values) > SHOWN:
         text.append(f"\n    and {len(values) - SHOWN} more", style="not bold")

@@ -11,7 +11,7 @@ from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect.finding_rows import module_in
 from vlora_tui.tui.inspect.panes import InspectPanes
 from vlora_tui.tui.inspect.queries import AskingPane
-from vlora_tui.tui.inspect.rows import SIZE
+from vlora_tui.tui.inspect.rows import BITS, CONTESTED, LOSS, SIZE
 from vlora_tui.tui.inspect.state import InspectState
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Navigation:
     def enter(self) -> None:
         """From what the cursor is on to its layers, from there to a module."""
         match self._view.pane:
+            case "inspect-summary":
+                self._go_to_picture()
             case "inspect-groups":
                 if self._panes.groups.group is not None:
                     self._go_to(*self._panes.groups.group.members[:2])
@@ -44,7 +46,61 @@ class Navigation:
                 self._panes.draw_layers()
                 self._view.go_to_pane("inspect-layers")
             case "inspect-layers":
-                self._panes.layers.look_closer()
+                why = self._panes.layers.look_closer(self._panes.walk())
+                if why is not None:
+                    self._view.notify(why, severity="warning", markup=False)
+
+    def _go_to_picture(self) -> None:
+        """The picture of the sentence under the cursor."""
+        sentence, panes = self._panes.summary.sentence, self._panes
+        if sentence is None:
+            return
+        match sentence.topic:
+            case "no outlier":
+                self._view.go_to_pane("inspect-apart")
+            case "not measured":
+                why = panes.alike.measure_now()
+                if why is not None:
+                    self._view.notify(why, severity="warning", markup=False)
+                panes.draw_summary()
+            case "task" | "error" | "bits":
+                self.close_filter()
+                self._state.pair = None
+                panes.tasks.go_to_task(sentence.task)
+                panes.draw_layers()
+                measure, kind = BITS if sentence.topic == "bits" else LOSS, "subspace"
+                kind = "task" if sentence.task is not None else kind
+                panes.layers.point(sentence.module, measure, kind)
+                self._view.go_to_pane("inspect-layers")
+            case "outlier" if sentence.pair is not None:
+                self._go_to(*sentence.pair)
+                panes.layers.point(sentence.module, SIZE)
+                self._view.go_to_pane("inspect-layers")
+            case "interference" if sentence.pair is not None:
+                self._go_to(*sentence.pair)
+                panes.alike.show_measure("contested")
+                self._state.pair = panes.pair_here()
+                panes.layers.point(sentence.module, CONTESTED, "pair")
+                self._compare()
+                panes.draw_layers()
+                self._view.go_to_pane("inspect-alike")
+            case "similar" if sentence.pair is not None:
+                panes.alike.show_measure("cosine")
+                self._go_to(*sentence.pair)
+                self._view.go_to_pane("inspect-alike")
+
+    def walk(self, by: int) -> None:
+        """The next adapter, pair or task, or the one before, while its layers stay in sight."""
+        pair, panes = self._state.pair, self._panes
+        if self._state.on_tasks:
+            self._state.pair = None
+            panes.tasks.walk(by)
+            return
+        panes.alike.walk(by)
+        if pair is not None:
+            self._state.pair = panes.pair_here()
+            self._compare()
+        panes.draw_layers()
 
     def _go_to(self, first: int, second: int) -> None:
         """Put the matrix's cursor on two adapters, whatever the filter hides."""

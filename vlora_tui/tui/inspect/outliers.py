@@ -11,7 +11,7 @@ from textual.widgets import Static
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.inspect.data import Kin, Outlier
 from vlora_tui.tui.inspect.rows import OUTLIER_COLUMNS, SORTS, outlier_cells
-from vlora_tui.tui.widgets.table import Table
+from vlora_tui.tui.widgets.table import Cell, Table
 
 REASONS = 3  # that are said below the table
 
@@ -19,13 +19,15 @@ REASONS = 3  # that are said below the table
 class OutliersPane(Vertical):
     """The outliers in a table, below why the one under the cursor is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ascii_only: bool = False) -> None:
         super().__init__(id="inspect-apart", classes="pane")
-        self.border_title = "Standing apart"
+        self.border_title = "Outliers"
+        self._ascii_only = ascii_only
+        self._most = 0.0  # the largest score
         self._otherwise = ""
 
     def compose(self) -> ComposeResult:
-        yield Table(OUTLIER_COLUMNS, outlier_cells, key=lambda a: a.name, id="apart-table")
+        yield Table(OUTLIER_COLUMNS, self._cells, key=lambda a: a.name, id="apart-table")
         yield Static(id="apart-said", classes="said", markup=False)
 
     @property
@@ -44,10 +46,12 @@ class OutliersPane(Vertical):
             lambda row: 0.0,  # all alike: the names alone decide
         )
         self._otherwise = (
-            "Nobody stands apart." if kin
-            else "Being worked out." if measured
+            "No outliers." if kin
+            else "Calculating…" if measured and not self._ascii_only
+            else "Calculating." if measured
             else "Known when all layers are measured."
         )  # fmt: skip
+        self._most = max((row.score for row in rows), default=0.0)
         self._table.show(ranked(rows, figures[sort], lambda row: row.name))
         self.border_subtitle = f"by {SORTS[sort]}" if rows else ""
         self._say()
@@ -60,6 +64,9 @@ class OutliersPane(Vertical):
         event.stop()
         self._say()
 
+    def _cells(self, row: Outlier) -> list[Cell]:
+        return outlier_cells(row, self._most, ascii_only=self._ascii_only)
+
     @property
     def _table(self) -> Table[Outlier]:
         return self.query_one("#apart-table", Table)
@@ -68,6 +75,6 @@ class OutliersPane(Vertical):
         text = self._otherwise
         if self.row is not None:
             reasons = self.row.why
-            more = f"\nand in {len(reasons) - REASONS} more ways" if len(reasons) > REASONS else ""
+            more = f"\nand {len(reasons) - REASONS} more reasons" if len(reasons) > REASONS else ""
             text = "\n".join(reasons[:REASONS]) + more
         self.query_one("#apart-said", Static).update(text)

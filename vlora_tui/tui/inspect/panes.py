@@ -1,4 +1,4 @@
-"""The six panes of Inspect together: what is in them, and what the layers are about."""
+"""The seven panes of Inspect together: what is in them, and what the layers are about."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from vlora_tui.tui.inspect.groups import GroupsPane
 from vlora_tui.tui.inspect.layers import LayersPane
 from vlora_tui.tui.inspect.outliers import OutliersPane
 from vlora_tui.tui.inspect.rows import Subject, why_no_likeness
+from vlora_tui.tui.inspect.sentences import (
+    about_adapters,
+    about_interference,
+    about_subspace,
+    not_measured,
+)
 from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
+from vlora_tui.tui.inspect.summary import SummaryPane
 from vlora_tui.tui.inspect.tasks import TasksPane
 from vlora_tui.tui.widgets.tabs import Tab
 
@@ -48,6 +55,7 @@ class InspectPanes:
         self._view = view
         self._state = state
         self._session = state.session
+        self.summary = view.query_one(SummaryPane)
         self.alike = view.query_one(AlikePane)
         self.layers = view.query_one(LayersPane)
         self.groups = view.query_one(GroupsPane)
@@ -59,18 +67,23 @@ class InspectPanes:
         """The panes that there are now, in the order of Tab."""
         if self._state.on_tasks:
             count = len(self._session.manifest.tasks) if self._session.manifest is not None else 0
-            tabs = [Tab("inspect-tasks", "Tasks", count), Tab("inspect-layers", "Layers")]
+            tabs = [
+                Tab("inspect-summary", "Summary"),
+                Tab("inspect-tasks", "Tasks", count),
+                Tab("inspect-layers", "Layers"),
+            ]
         elif self._session.spectra is not None:
             groups = len(self._state.groups) if self._state.likeness is not None else 0
             apart = len(self._state.kin.outliers) if self._state.kin else 0
-            tabs = [
-                Tab("inspect-alike", "Likeness"),
+            tabs = [Tab("inspect-summary", "Summary")] if self._state.likeness else []
+            tabs += [
+                Tab("inspect-alike", "Similarity"),
                 Tab("inspect-layers", "Layers"),
                 Tab("inspect-groups", "Groups", groups),
-                Tab("inspect-apart", "Apart", apart),
+                Tab("inspect-apart", "Outliers", apart),
             ]
         else:
-            tabs = [Tab("inspect-alike", "Likeness")]
+            tabs = [Tab("inspect-alike", "Similarity")]
         return [*tabs, Tab("inspect-findings", "Findings", len(self._state.rows))]
 
     # drawing
@@ -95,6 +108,37 @@ class InspectPanes:
         self.findings.judge()
         self.findings.show(state.rows, lambda row: state.keeps(f"{row.about} {row.what}"))
         self.draw_layers()
+        self.measure_interference()
+        self.draw_summary()
+
+    def measure_interference(self) -> None:
+        """Have it measured in the background how the adapters interfere, where that is cheap."""
+        likeness = self._state.likeness
+        if likeness is None or self._state.on_tasks:
+            return
+        infos = self._session.infos
+        known = [infos.get(path) if path else None for path in likeness.paths]
+        self.alike.measure_quietly([None if info is None else info.nbytes for info in known])
+
+    def draw_summary(self) -> None:
+        """What is worth knowing, in sentences."""
+        state, session, alike = self._state, self._session, self.alike
+        likeness, spectra, manifest = state.likeness, session.spectra, session.manifest
+        if state.on_tasks and manifest is not None:
+            self.summary.show(about_subspace(manifest, self.layers.whole))
+            return
+        if likeness is None or spectra is None:
+            self.summary.show([], instead=self._why_no_matrix)
+            return
+        found, conflict = alike.interference, []
+        if found is not None:
+            at, layers = alike.measured, alike.worst_layers
+            conflict = about_interference(found, at, likeness.names, layers)
+        elif alike.asking is None and alike.arguments is not None:
+            conflict = [not_measured(len(alike.measured))]
+        measuring = alike.asking is not None and found is None
+        words = "Measuring interference… (x to stop)" if measuring else ""
+        self.summary.show(about_adapters(likeness, spectra, state.kin, conflict), state=words)
 
     def share_out(self) -> None:
         """Give the matrix and the layers the lines that each can use."""
@@ -104,7 +148,7 @@ class InspectPanes:
             pane.styles.height = "1fr"
             return
         layers = min(self.layers.full_height, height // 2)
-        pane.styles.height = min(pane.full_height, max(9, height - max(8, layers)))
+        pane.styles.height = min(pane.full_height, max(8, height - max(8, layers)))
 
     def draw_likeness(self) -> None:
         """The matrix, and the groups."""
@@ -116,7 +160,8 @@ class InspectPanes:
         else:
             order = likeness.by_likeness if ordered else list(range(len(likeness.names)))
             shown = [i for i in order if self._state.keeps(likeness.names[i])]
-            subtitle = f"{len(shown)} adapters, {'the like together' if ordered else 'as found'}"
+            how = "similar ones adjacent" if ordered else "as found"
+            subtitle = f"{len(shown)} adapters, {how}"
             hidden = len(order) - len(shown)
             subtitle += f", {hidden} filtered out" if hidden else ""
         self.alike.show(
@@ -133,7 +178,7 @@ class InspectPanes:
     @property
     def _why_no_matrix(self) -> str:
         if self._session.spectra is None and self._view.host.jobs.is_measuring:
-            return "Being measured. 2 shows the layers that are done, 3 the job."
+            return "Measuring… 2 shows the layers that are done, 3 the job."
         return why_no_likeness(self._session.spectra)
 
     def draw_outliers(self) -> None:
@@ -174,6 +219,8 @@ class InspectPanes:
         if self._state.on_tasks:
             task = self.tasks.record
             manifest = self._session.manifest
+            if manifest is not None and self.tasks.on_all:
+                return Subject("subspace", ("all tasks",), ref=str(manifest.path))
             if task is None or manifest is None:
                 return None
             return Subject("task", (task.id,), ref=inspect_data.task_ref(manifest.path, task.id))
@@ -183,9 +230,29 @@ class InspectPanes:
         compared = self.pair_here()
         if compared is not None and self.layers.knows(compared.pair_refs):
             return compared
-        at = pair[0]
-        path = self._state.likeness.paths[at] if self._state.likeness.paths else None
-        return Subject("adapter", (self._state.likeness.names[at],), index=at, ref=path)
+        return self.adapter(pair[0])
+
+    def adapter(self, at: int) -> Subject:
+        """One adapter, by its index."""
+        likeness = self._state.likeness
+        assert likeness is not None  # noqa: S101  (there are no indices without it)
+        path = likeness.paths[at] if likeness.paths else None
+        return Subject("adapter", (likeness.names[at],), index=at, ref=path)
+
+    def walk(self) -> list[Subject]:
+        """The subjects beside the one in sight: every adapter, pair or task, in their order."""
+        subject, likeness, manifest = self.subject, self._state.likeness, self._session.manifest
+        if subject is None:
+            return []
+        if subject.kind == "task" and manifest is not None:
+            tasks = [t for t in self.tasks.ids if t]
+            return [
+                Subject("task", (task,), ref=inspect_data.task_ref(manifest.path, task))
+                for task in tasks
+            ]
+        if subject.kind == "adapter" and likeness is not None:
+            return [self.adapter(i) for i in self.alike.order]
+        return [subject]
 
     def pair_here(self) -> Subject | None:
         """The two that the cursor means: a cell off the diagonal, or the kept task and this."""

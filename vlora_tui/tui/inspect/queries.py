@@ -34,18 +34,26 @@ class AskingPane(Vertical):
         self._answers: dict[Arguments, Any] = {}
         self._problems: dict[Arguments, str] = {}
 
-    def ask(self, arguments: Sequence[str], read: Read, *, again: bool = False) -> None:
+    def ask(
+        self,
+        arguments: Sequence[str],
+        read: Read,
+        *,
+        again: bool = False,
+        background: bool = False,
+    ) -> None:
         """Have a command answer, unless it has (``again``: even so).
 
         Args:
             read: Makes of the command's JSON what is kept.
+            background: Nobody waits for it.
         """
         command = tuple(arguments)
         if command == self.asking or (command in self._answers and not again):
             return
         self._problems.pop(command, None)
         self.asking = command
-        self._ask(command, read)
+        self._ask(command, read, background)
 
     def answer_to(self, arguments: Sequence[str]) -> Any:
         """What a command answered; None while that is not known."""
@@ -71,10 +79,11 @@ class AskingPane(Vertical):
         """A command has answered, or failed: show it."""
 
     @work(thread=True, exclusive=True, group="asking")
-    def _ask(self, command: Arguments, read: Read) -> None:
+    def _ask(self, command: Arguments, read: Read, background: bool) -> None:
         worker = get_current_worker()
         try:
-            answer = ask_command(list(command), lambda: worker.is_cancelled)
+            nice = {"background": True} if background else {}
+            answer = ask_command(list(command), lambda: worker.is_cancelled, **nice)
             value = None if answer is None else read(answer)
         except VLoRAError as error:
             self.post_message(self.Answered(command, None, str(error)))

@@ -15,12 +15,14 @@ from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Outlier
 from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.text import TONES, clean, tilde
+from vlora_tui.tui.widgets.bars import bar
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
+BAR = 8  # cells of a bar beside a figure
 SORTS = ("score", "size", "name")
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 
@@ -33,7 +35,7 @@ GROUP_COLUMNS = (
 )
 GROUP_MARKS = {"identical": "=", "same change": "=", "multiple": "×", "run": "→", "start": "^"}
 GROUP_WORDS = {
-    "alike": "alike",
+    "alike": "similar",
     "identical": "copies",
     "same change": "same dW",
     "multiple": "multiples",
@@ -45,11 +47,13 @@ OUTLIER_COLUMNS = (
     Column("name", "adapter", least=10, most=32, keep=5, lost="start"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
+    Column("bar", "", keep=1),
 )
 TASK_COLUMNS = (
     Column("name", "task", least=12, keep=5, lost="start"),
     Column("error", "dW error", right=True, keep=4),
-    Column("norm", "size", right=True, keep=3),
+    Column("bar", "", keep=0),
+    Column("norm", "norm", right=True, keep=3),
     Column("rank", "rank", right=True, keep=2),
     Column("bytes", "stored", right=True, keep=1),
 )
@@ -64,13 +68,14 @@ class Subject:
     """What the layers pane shows.
 
     Args:
-        kind: ``adapter`` of the spectra, ``task`` of the subspace, or two of either.
+        kind: ``adapter`` of the spectra, ``task`` of the subspace, two of either, or all tasks of
+            the ``subspace`` together.
         names: One or two.
         pair_refs: Where they lie, as ``diff`` takes it, where there are two.
         ref: Where it lies, where there is one; None where that is not known.
     """
 
-    kind: Literal["adapter", "task", "pair"]
+    kind: Literal["adapter", "task", "pair", "subspace"]
     names: tuple[str, ...]
     index: int = 0
     pair_refs: tuple[str, str] | None = None
@@ -96,7 +101,7 @@ class Measure:
 def percent(value: float) -> str:
     """A share as per cent, two digits."""
     shown = 100 * value
-    return f"{shown:.1f}" if shown < 9.95 else f"{shown:.0f}"
+    return f"{shown:.1f}".removesuffix(".0") if shown < 9.95 else f"{shown:.0f}"
 
 
 def plain(value: float) -> str:
@@ -112,19 +117,47 @@ def cosine_text(value: float) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text[:-1]
 
 
-LOSS = Measure("loss", "lost of dW, in %", percent, floor=0.02)
-SIZE = Measure("size", "size of dW", plain)
+LOSS = Measure("loss", "error of dW, in %", percent, floor=0.02)
+BITS = Measure("bits", "bits per weight of A and B", plain)
+CONTESTED = Measure("contested", "contested by the other, in % of dW", percent, floor=0.02)
+SIZE = Measure("size", "norm of dW", plain)
 COVERAGE = Measure("coverage", "held by the bases, in %", percent, top=1.0)
 COSINE = Measure("cosine_sim", "cosine of dW", cosine_text, top=1.0)
 DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first", percent, top=1.5)
 
 
-def task_cells(task: TaskRecord) -> list[Cell]:
-    """A task of a subspace."""
+@dataclass(frozen=True)
+class AllTasks:
+    """The row of all tasks of a subspace together."""
+
+    manifest: Manifest
+    id: str = ""
+
+    @property
+    def error(self) -> float:
+        return self.manifest.mean_error
+
+
+def task_cells(task: TaskRecord | AllTasks, most: float, *, ascii_only: bool) -> list[Cell]:
+    """A task of a subspace, or all of them; ``most`` is the largest error of one."""
+    if isinstance(task, AllTasks):
+        manifest, count = task.manifest, len(task.manifest.tasks)
+        error = "-" if manifest.peer else share(task.error)
+        known = "" if manifest.peer else _error_bar(task.error, most, ascii_only)
+        stored = sum(record.nbytes for record in manifest.tasks.values())
+        name = f"all {count} tasks"
+        return [(name, "accent"), (error, ""), (known, "muted"), ("", ""), ("", ""),
+                (size(stored), "muted")]  # fmt: skip
     error = share(task.error) if task.measured else f"<{share(task.error)}"
     if task.origin and not task.norm:  # in a peer's directory, which keeps neither
-        return [(clean(task.id), ""), ("-", ""), ("-", ""), *_task_size(task)]
-    return [(clean(task.id), ""), (error, ""), (plain(task.norm), ""), *_task_size(task)]
+        return [(clean(task.id), ""), ("-", ""), ("", ""), ("-", ""), *_task_size(task)]
+    shown = _error_bar(task.error, most, ascii_only)
+    figures = [(error, ""), (shown, "accent"), (plain(task.norm), "")]
+    return [(clean(task.id), ""), *figures, *_task_size(task)]
+
+
+def _error_bar(error: float, most: float, ascii_only: bool) -> str:
+    return bar(error / most if most > 0 else 0.0, BAR, ascii_only=ascii_only)
 
 
 def _task_size(task: TaskRecord) -> list[tuple[str, str]]:
@@ -133,8 +166,9 @@ def _task_size(task: TaskRecord) -> list[tuple[str, str]]:
 
 def facts(manifest: Manifest) -> str:
     """A subspace in a sentence."""
-    stored, worst = DTYPE_WORDS.get(manifest.dtype, manifest.dtype), manifest.worst
-    words = f"method {manifest.method}, stored as {stored}; mean dW error "
+    worst = manifest.worst
+    stored = DTYPE_WORDS.get(manifest.dtype, manifest.dtype) if manifest.coding is None else "coded"
+    words = f"method {manifest.method}, {stored}; mean error "
     if manifest.peer:
         return f"{words}not known to {manifest.peer}"
     words += share(manifest.mean_error)
@@ -148,21 +182,25 @@ def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "")
     first, second = (likeness.names[i] for i in pair)
     norms = [f"{float(likeness.norms[i]):.3g}" for i in pair]
     if pair[0] == pair[1]:
-        return Text.assemble((first, "bold"), f"  size of dW {norms[0]}; enter: its layers")
+        return Text.assemble((first, "bold"), f"  norm of dW {norms[0]}; enter: its layers")
     cosine = float(likeness.cosines[pair])
     text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", more and f"{more}; ")
-    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
+    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}")
     return text
+
+
+MEASURE_WORDS = {"overlap": "overlap", "writes": "output overlap", "reads": "input overlap"}
 
 
 def interference_words(interference: Interference, first: int, second: int, measure: str) -> str:
     """How two would interfere, one measure before the others; shares of each of the two."""
     words = {
-        "sign_conflict": f"sign conflict {share(_at(interference, 'sign_conflict', first, second))}"
+        name: f"{label} {share(_at(interference, name, first, second))}"
+        for name, label in (("contested", "contested"), ("sign_conflict", "conflicting"))
     }
     for name in ("overlap", "writes", "reads"):
         there, back = _at(interference, name, first, second), _at(interference, name, second, first)
-        words[name] = f"{name} {percent(there)} / {share(back)}"
+        words[name] = f"{MEASURE_WORDS[name]} {percent(there)} / {percent(back)} %"
     return ", ".join([words.pop(measure, ""), *words.values()]).lstrip(", ")
 
 
@@ -177,7 +215,7 @@ def layer_words(
     if isinstance(values, str):
         return Text(clean(values))
     if not values:
-        return Text("It has no layer here.")
+        return Text("It has no layers here.")
     text = Text()
     if layer is not None and layer in values:
         text.append(clean(layer), style="bold")
@@ -210,11 +248,12 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     return text
 
 
-def outlier_cells(row: Outlier) -> list[Cell]:
-    """Who stands apart."""
+def outlier_cells(row: Outlier, most: float, *, ascii_only: bool) -> list[Cell]:
+    """An outlier; ``most`` is the largest score."""
     tone = "warning" if row.score >= 10 else ""
     score = f"{row.score:.0f}" if row.score >= 9.95 else f"{row.score:.1f}"
-    return [(row.name, ""), (row.short, tone), (score, "muted")]
+    shown = bar(row.score / most if most > 0 else 0.0, BAR, ascii_only=ascii_only)
+    return [(row.name, ""), (row.short, tone), (score, "muted"), (shown, "accent")]
 
 
 def group_cells(group: Group, likeness: Likeness, ascii_only: bool) -> list[Cell]:
@@ -267,10 +306,10 @@ def in_words(cosine: float) -> str:
 
 def share(value: float) -> str:
     """A share with its sign."""
-    return f"{percent(value)} %"
+    return f"{100 * value:.3g} %" if value >= 1e-5 else "0 %"
 
 
 def figure(measure: Measure, value: float) -> str:
     """A figure of a layer with its unit."""
-    shares = (LOSS, DIFFERENCE, COVERAGE)
+    shares = (LOSS, DIFFERENCE, COVERAGE, CONTESTED)
     return share(value) if measure in shares else measure.text(value)

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.analysis.relations import Array
 from vlora_tui.tui.core.likeness import Group, Likeness
-from vlora_tui.tui.inspect.data import Interference
-from vlora_tui.tui.inspect.queries import Arguments, AskingPane
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect.data import Interference, PairLayers
+from vlora_tui.tui.inspect.queries import Arguments, AskingPane, Read
 from vlora_tui.tui.inspect.rows import interference_words, pair_words
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.matrix import Matrix
 
+FRAME = 4  # lines of the pane that are no matrix: borders, what is said
 MANY = 64  # adapters from which on only those that are marked are measured against each other
 MEASURES = {
-    "cosine": "How alike: cosine of dW",
-    "sign_conflict": "Sign conflict: opposed share of what two have in common",
-    "overlap": "Overlap: share of the row in both spaces of the column",
-    "writes": "Writes: share of the row in the column's outputs",
-    "reads": "Reads: share of the row in the column's inputs",
+    "cosine": "Similarity: cosine of dW",
+    "contested": "Interference: share of dW that the other contests",
+    "sign_conflict": "Interference: conflicting share of what two have in common",
+    "overlap": "Interference: share of the row in both spaces of the column",
+    "writes": "Interference: share of the row in the column's outputs",
+    "reads": "Interference: share of the row in the column's inputs",
 }
+LEGENDS = {
+    "cosine": "cosine of dW, red below 0",
+    "contested": "contested, in %",
+    "sign_conflict": "conflicting share",
+    "overlap": "share of the row",
+    "writes": "share of the row",
+    "reads": "share of the row",
+}
+LEAST_TOP = 0.02  # of the contested share, that is brightest
+UNASKED_BYTES = 256 << 20  # of adapters: what takes longer is measured when it is asked for
 
 
 class AlikePane(AskingPane):
@@ -31,6 +46,9 @@ class AlikePane(AskingPane):
 
     These need weights: one process measures all of them, once for a collection.
     """
+
+    class Measured(Message):
+        """Something more is known of interference."""
 
     def __init__(self, *, ascii_only: bool = False) -> None:
         super().__init__(id="inspect-alike")
@@ -40,6 +58,7 @@ class AlikePane(AskingPane):
         self._order: list[int] = []
         self._letters: dict[int, str] = {}
         self._at: list[int] = []  # whom interference is measured among
+        self._asked_once: set[Arguments] = set()  # unasked, in the background
         self._subtitle = self._instead = ""
 
     def compose(self) -> ComposeResult:
@@ -91,6 +110,63 @@ class AlikePane(AskingPane):
         self._draw()
         return None
 
+    def measure_quietly(self, nbytes: Sequence[int | None]) -> None:
+        """Measure interference in the background, once, where that takes no more than a moment.
+
+        Args:
+            nbytes: Of each adapter; None where that is not known.
+        """
+        arguments = self.arguments
+        sizes = [nbytes[i] for i in self._at]
+        if arguments is None or None in sizes or sum(n or 0 for n in sizes) > UNASKED_BYTES:
+            return
+        self._ask_quietly(arguments, Interference.of)
+
+    def measure_now(self) -> str | None:
+        """Measure interference because somebody wants to know; why that cannot be, or None."""
+        if self.arguments is None:
+            return self._why_not
+        self.ask(self.arguments, Interference.of)
+        self._draw()
+        return None
+
+    def _ask_quietly(self, arguments: Arguments, read: Read) -> None:
+        """Ask in the background what was not asked before, unless something is being asked."""
+        if self.asking is None and arguments not in self._asked_once:
+            self._asked_once.add(arguments)
+            self.ask(arguments, read, background=True)
+
+    @property
+    def interference(self) -> Interference | None:
+        """How the adapters interfere, once that is measured."""
+        return self._interference
+
+    @property
+    def measured(self) -> list[int]:
+        """The adapters that interference is measured among, by their indices."""
+        return self._at
+
+    @property
+    def worst_layers(self) -> PairLayers | None:
+        """Where the pair interferes that does so most, once that is measured."""
+        arguments = self._worst_arguments
+        answer = None if arguments is None else self.answer_to(arguments)
+        return answer if isinstance(answer, PairLayers) else None
+
+    @property
+    def _worst_arguments(self) -> Arguments | None:
+        found = self._interference
+        if found is None or found.worst is None or self._likeness is None:
+            return None
+        paths = [self._likeness.paths[self._at[i]] for i in found.worst.pair]
+        return inspect_data.interference_arguments(map(str, paths))
+
+    def show_measure(self, measure: str) -> None:
+        """Show one measure, if it is known."""
+        if measure == "cosine" or self._interference is not None:
+            self._measure = measure
+            self._draw()
+
     @property
     def _why_not(self) -> str:
         """Why interference cannot be measured."""
@@ -99,7 +175,7 @@ class AlikePane(AskingPane):
         if len(self._at) > 1:
             return "Where these adapters lie is not known."
         if len(self._likeness.names) > MANY:
-            return f"Of more than {MANY} adapters only marked ones are measured: mark two (1)."
+            return f"Of more than {MANY} adapters only marked ones are measured: mark some (1)."
         return "Interference is between two adapters or more."
 
     @property
@@ -108,7 +184,7 @@ class AlikePane(AskingPane):
         paths = [self._likeness.paths[i] for i in self._at] if self._likeness else []
         if len(paths) < 2 or not all(paths):
             return None
-        return ("interference", *map(str, paths))
+        return inspect_data.interference_arguments(map(str, paths))
 
     @property
     def is_of_interference(self) -> bool:
@@ -117,6 +193,10 @@ class AlikePane(AskingPane):
 
     def answered(self) -> None:
         self._draw()
+        worst = self._worst_arguments
+        if worst is not None and worst != self.arguments:
+            self._ask_quietly(worst, PairLayers.of)
+        self.post_message(self.Measured())
 
     def stopped(self) -> None:
         self._measure = "cosine"
@@ -127,6 +207,22 @@ class AlikePane(AskingPane):
         """The two adapters under the cursor, by their indices."""
         return self._matrix.pair
 
+    @property
+    def order(self) -> list[int]:
+        """The adapters in the order of the rows, by their indices."""
+        return self._matrix.order
+
+    def walk(self, by: int) -> None:
+        """The next adapter on the diagonal, or the one before; of a pair the next pair."""
+        pair, order = self.pair, self.order
+        if pair is None or not order:
+            return
+        if pair[0] == pair[1]:
+            at = order[(order.index(pair[0]) + by) % len(order)]
+            self.go_to(at, at)
+        else:
+            self._matrix.action_next(by)
+
     def go_to(self, first: int, second: int) -> None:
         """Put the cursor on a pair."""
         self._matrix.go_to(first, second)
@@ -134,7 +230,7 @@ class AlikePane(AskingPane):
     @property
     def full_height(self) -> int:
         """Lines that the pane can use."""
-        return self._matrix.full_height + (5 if self._interference is not None else 4)
+        return self._matrix.full_height + FRAME
 
     def text(self) -> Text:
         """What the cell under the cursor says."""
@@ -162,7 +258,7 @@ class AlikePane(AskingPane):
         problem = None if self.arguments is None else self.problem_of(self.arguments)
         if problem is not None:
             return Text(f"\nInterference could not be measured: {clean(problem)}")
-        return Text(f"\nInterference of {len(self._at)} is being measured; x stops it.")
+        return Text(f"\nMeasuring the interference of {len(self._at)}… (x to stop)")
 
     # drawing
 
@@ -195,7 +291,12 @@ class AlikePane(AskingPane):
         self.border_subtitle = self._subtitle + more
         self._matrix.styles.height = 1 if likeness is None else "1fr"
         names = () if likeness is None else likeness.names
-        self._matrix.show(names, self._values, self._order, self._letters)
+        legend = LEGENDS[self._measure]
+        values, top = self._values, None
+        if self._measure == "contested" and values is not None:
+            others = values[~np.eye(len(values), dtype=bool) & ~np.isnan(values)]
+            top = max(LEAST_TOP, float(others.max(initial=0.0)))
+        self._matrix.show(names, values, self._order, self._letters, legend, top)
         self._say()
 
     def _say(self) -> None:

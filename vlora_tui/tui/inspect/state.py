@@ -22,7 +22,8 @@ class InspectState:
         pair: The two that are compared, until another is looked at.
         rows: What was found wrong.
         threshold: From which cosine on adapters count as alike.
-        ordered: Whether the like stand together. ``sort``: the number of the column to sort by.
+        ordered: Whether similar adapters stand together.
+        sort: The number of the column to sort by.
         words: The filter.
         tasks_wanted: Whether tasks or adapters were asked for; None while nobody has.
     """
@@ -39,6 +40,7 @@ class InspectState:
         self.words: tuple[str, ...] = ()
         self.tasks_wanted: bool | None = None
         self._of_relations: object = None
+        self._of_manifest: object = None
 
     def follow_spectra(self) -> bool:
         """Take the likeness from the session; whether it is another than before."""
@@ -49,6 +51,13 @@ class InspectState:
         self._of_relations, self.kin = relations, None
         self.likeness = likeness_of(spectra)
         return True
+
+    def follow_manifest(self) -> None:
+        """Show the tasks of a subspace that was opened since Inspect was last looked at."""
+        manifest = self.session.manifest
+        if manifest is not None and manifest is not self._of_manifest:
+            self.tasks_wanted, self.pair = True, None
+        self._of_manifest = manifest
 
     @property
     def on_tasks(self) -> bool:

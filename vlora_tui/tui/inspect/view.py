@@ -8,6 +8,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.widgets import Input, Static
 
 from vlora_tui.tui.core.messages import JobsChanged, SessionChanged
@@ -23,11 +24,22 @@ from vlora_tui.tui.inspect.panes import InspectPanes, KinFound
 from vlora_tui.tui.inspect.queries import shell_command
 from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
+from vlora_tui.tui.inspect.summary import SummaryPane
 from vlora_tui.tui.inspect.tasks import TasksPane
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
+
+
+class LeftSide(Vertical):
+    """The matrix or the tasks, and the layers."""
+
+    class Resized(Message):
+        """There is another height to share out."""
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
 
 
 class InspectView(PaneView):
@@ -38,19 +50,22 @@ class InspectView(PaneView):
     help_text = HELP
     DEFAULT_CSS = STYLE
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    least = (110, 30)
 
     def compose(self) -> ComposeResult:
         ascii_only = self.host.ascii_only
         yield Static(id="nothing", markup=False)
         yield PaneTabs(id="inspect-tabs")
-        with Horizontal(id="inspect-body"):
-            with Vertical(id="inspect-left", classes="side"):
+        with Vertical(id="inspect-top", classes="side"):
+            yield SummaryPane(ascii_only=ascii_only)
+        with Horizontal(id="inspect-body", classes="side"):
+            with LeftSide(id="inspect-left", classes="side"):
                 yield AlikePane(ascii_only=ascii_only)
                 yield TasksPane(ascii_only=ascii_only)
                 yield LayersPane(self.session, ascii_only=ascii_only)
             with Vertical(id="inspect-right", classes="side"):
                 yield GroupsPane(ascii_only=ascii_only)
-                yield OutliersPane()
+                yield OutliersPane(ascii_only=ascii_only)
                 yield FindingsPane(self.session, ascii_only=ascii_only)
         line = Input(placeholder="part of a name", compact=True, id="inspect-filter")
         line.cursor_blink = False
@@ -71,6 +86,7 @@ class InspectView(PaneView):
         return "Nothing is open. 1 opens a folder of adapters, or a subspace."
 
     def shown(self) -> None:
+        self.state.follow_manifest()
         self.contents.draw()
         if not self.has_class("empty"):
             self.go_to_pane(self.pane or self.panes()[0].id)
@@ -87,10 +103,23 @@ class InspectView(PaneView):
             self.contents.draw_layers()
 
     def is_of_use(self, action: str) -> bool:
-        return action not in OF_USE or self.pane in OF_USE[action]
+        action = action.partition("(")[0]
+        if action in OF_USE and self.pane not in OF_USE[action]:
+            return False
+        match action:
+            case "coverage":
+                return self.session.manifest is not None and not self.state.on_tasks
+            case "interference":
+                return self.contents.alike.arguments is not None
+            case "measure":
+                return self.contents.layers.has_measures
+        return True
 
     def row_text(self) -> str | None:
         match self.pane:
+            case "inspect-summary":
+                sentence = self.contents.summary.sentence
+                return None if sentence is None else sentence.text
             case "inspect-alike":
                 return str(self.contents.alike.text()) or None
             case "inspect-layers":
@@ -138,14 +167,22 @@ class InspectView(PaneView):
         event.stop()
         self.contents.take_kin(event)
 
-    def on_layers_pane_drawn(self) -> None:
+    def on_left_side_resized(self) -> None:
         self.contents.share_out()
+
+    def on_layers_pane_known(self) -> None:
+        self.contents.draw_summary()
+
+    def on_alike_pane_measured(self) -> None:
+        self.contents.draw_summary()
+        self.contents.draw_layers()
 
     def on_findings_pane_found(self) -> None:
         self.contents.draw()
 
     def on_matrix_moved(self) -> None:
-        self.state.pair = None
+        if self.state.pair is not None and self.contents.pair_here() != self.state.pair:
+            self.state.pair = None
         self.contents.draw_layers()
 
     def on_matrix_chosen(self) -> None:
@@ -177,7 +214,7 @@ class InspectView(PaneView):
     def action_interference(self) -> None:
         """Another measure of how two relate."""
         if self.state.on_tasks:
-            self._complain("Interference is measured between adapters: t turns to them.")
+            self._complain("Interference is between adapters: t shows them.")
             return
         self._complain(self.contents.alike.turn())
 
@@ -205,8 +242,17 @@ class InspectView(PaneView):
         """Another figure for the layers."""
         self.contents.layers.turn_measure()
 
+    def action_walk(self, by: int) -> None:
+        """The next adapter, pair or task, or the one before."""
+        if self.pane == "inspect-layers":
+            self.navigation.walk(by)
+
+    def action_write(self) -> None:
+        """Nothing is written here; say where."""
+        self.notify("w builds on step 2 and writes or merges on step 5.", markup=False)
+
     def action_order(self) -> None:
-        """The like together, or as found."""
+        """Similar adapters adjacent, or as found."""
         self.state.ordered = not self.state.ordered
         self.contents.draw_likeness()
 
@@ -226,7 +272,7 @@ class InspectView(PaneView):
     def action_turn(self) -> None:
         """Between the adapters and the tasks of the open subspace."""
         if self.session.manifest is None or self.session.spectra is None:
-            self.notify("There is only one thing to look at: open a subspace (1).", markup=False)
+            self.notify("There is nothing else to show: open a subspace (1).", markup=False)
             return
         self.navigation.turn()
 

@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
 from textual import events
 from textual.widget import Widget
+
+from vlora_tui.tui.text import cut
+
+LEGEND_LINES = 6  # of a grid, from which on one is for the legend
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What colours of cells mean: some figures from the least to the most, and what they are.
+
+    Args:
+        stops: A figure and its heat, from 0 to 1.
+    """
+
+    words: str
+    stops: tuple[tuple[str, float], ...]
 
 
 class CellGrid(Widget, can_focus=True):
@@ -19,6 +41,7 @@ class CellGrid(Widget, can_focus=True):
         self.ascii_only = ascii_only
         self.cursor = (0, 0)
         self.label_width, self.cell_width = 3, 5
+        self.legend: Legend | None = None
         self._top = self._left = 0
 
     @property
@@ -51,7 +74,24 @@ class CellGrid(Widget, can_focus=True):
     @property
     def lines(self) -> int:
         """Rows that there is room for."""
-        return max(1, self.size.height - 1)
+        return max(1, self.size.height - 1 - self.has_legend)
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether the last line is the legend."""
+        return self.legend is not None and self.size.height >= LEGEND_LINES
+
+    def legend_line(self, heat: Callable[[float], Style], muted: Style) -> list[Segment]:
+        """The legend: what the figures are, and some of them in their colours."""
+        if self.legend is None:
+            return []
+        width, stops = self.size.width, self.legend.stops
+        shown = [(f" {text} ", value) for text, value in stops]
+        while len(shown) > 2 and sum(cell_len(text) for text, _ in shown) > width - 12:
+            shown = shown[::2] if len(shown) % 2 else shown[:-1]
+        room = width - sum(cell_len(text) for text, _ in shown) - 1
+        words = cut(self.legend.words, max(0, room), ascii_only=self.ascii_only)
+        return [Segment(f"{words} ", muted), *(Segment(text, heat(value)) for text, value in shown)]
 
     @property
     def shown_columns(self) -> int:

@@ -18,7 +18,7 @@ from textual.strip import Strip
 
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
-from vlora_tui.tui.widgets.cell_grid import CellGrid
+from vlora_tui.tui.widgets.cell_grid import CellGrid, Legend
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
@@ -155,12 +155,19 @@ class Heatmap(CellGrid):
         self._strips: dict[int, Strip] = {}  # lines as painted; a new border text needs no others
         self._styles: dict[tuple[float | None, bool], Style] = {}
 
-    def show(self, grid: LayerGrid, cells: Mapping[str, Cell], focus: str | None) -> None:
+    def show(
+        self,
+        grid: LayerGrid,
+        cells: Mapping[str, Cell],
+        focus: str | None,
+        legend: Legend | None = None,
+    ) -> None:
         """Show these cells, the focus on that layer; what is the same is not painted again."""
         position = grid.find(focus) or (0, 0)
-        if grid is self.grid and cells == self.cells and position == self.cursor:
+        same = cells == self.cells and legend == self.legend
+        if grid is self.grid and same and position == self.cursor:
             return
-        self.grid, self.cells, self.cursor = grid, cells, position
+        self.grid, self.cells, self.cursor, self.legend = grid, cells, position, legend
         self.fit()
 
     @property
@@ -251,6 +258,9 @@ class Heatmap(CellGrid):
         base, width = self._base, self.size.width
         if y == 0:
             segments = self._head_line()
+        elif self.has_legend and y == self.size.height - 1:
+            head = self.get_component_rich_style("heatmap--head")
+            segments = self.legend_line(lambda heat: self._style(heat, False), head)
         elif self._top + y - 1 < len(self.grid.rows):
             segments = self._row_line(self._top + y - 1, y, base)
         else:

@@ -18,7 +18,7 @@ from textual.strip import Strip
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.bindings import hidden
-from vlora_tui.tui.widgets.cell_grid import CellGrid
+from vlora_tui.tui.widgets.cell_grid import CellGrid, Legend
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ WIDTHS = (5, 4, 3, 2, 1)  # of a cell: the widest that lets all columns in
 SHADES = " ░▒▓█"
 ASCII_SHADES = " .:*#"
 LEAST_NAME = 8
+PARTS = (0.25, 0.5, 0.75, 1.0)  # of what is brightest
+LEGEND = ((".1", 0.1), (".3", 0.3), (".5", 0.5), (".7", 0.7), (".9", 0.9), ("1", 1.0))
 
 
 class Matrix(CellGrid):
@@ -55,7 +57,8 @@ class Matrix(CellGrid):
         hidden("pagedown", "page(1)", "matrix.page_down", "A page down"),
         hidden("g,home", "edge(0)", "matrix.first", "First row"),
         hidden("G,end", "edge(1)", "matrix.last", "Last row"),
-        hidden("n", "next", "matrix.next", "The pair of the largest figure, then the next"),
+        hidden("n", "next(1)", "matrix.next", "The pair of the largest figure, then the next"),
+        hidden("p", "next(-1)", "matrix.previous", "The pair of the next larger figure"),
     ]  # fmt: skip
 
     class Moved(Message):
@@ -70,17 +73,29 @@ class Matrix(CellGrid):
         self.names: Sequence[str] = ()
         self._letters: dict[int, str] = {}
         self._values: Array | None = None
+        self._top_share: float | None = None
         self._styles: dict[tuple[str, int], Style] = {}
 
     def show(
-        self, names: Sequence[str], values: Array | None, order: list[int], letters: dict[int, str]
+        self,
+        names: Sequence[str],
+        values: Array | None,
+        order: list[int],
+        letters: dict[int, str],
+        legend: str = "",
+        top: float | None = None,
     ) -> None:
         """Show these adapters in this order; the cursor stays on its pair.
 
         Args:
             letters: Per adapter that belongs to a group, the group's letter.
+            legend: What the figures are; nothing for no legend.
+            top: The figures are small shares, shown in per cent: so much is brightest.
         """
         pair = self.pair
+        self._top_share = top
+        stops = LEGEND if top is None else tuple((_percent(top * p), p) for p in PARTS)
+        self.legend = Legend(legend, stops) if legend and order else None
         self.names, self._values, self._letters = names, values, letters
         self.order = order
         position_of = {adapter: position for position, adapter in enumerate(order)}
@@ -123,8 +138,8 @@ class Matrix(CellGrid):
         """The first or the last row."""
         self._go(len(self.order) - 1 if last else 0, self.cursor[1])
 
-    def action_next(self) -> None:
-        """The pair that is next in likeness after the one under the cursor."""
+    def action_next(self, by: int) -> None:
+        """The pair whose figure comes next after the one under the cursor, or before."""
         if self._values is None or len(self.order) < 2:
             return
         here = tuple(sorted(self.cursor))
@@ -137,7 +152,7 @@ class Matrix(CellGrid):
         if not pairs:
             return
         positions = [(y, x) for _, y, x in ranked(pairs, lambda pair: pair[0])]
-        at = positions.index(here) + 1 if here in positions else 0
+        at = positions.index(here) + by if here in positions else 0
         self._go(*positions[at % len(positions)])
 
     def _larger(self, first: int, second: int) -> float | None:
@@ -176,7 +191,7 @@ class Matrix(CellGrid):
     @property
     def full_height(self) -> int:
         """Lines that the whole matrix takes."""
-        return len(self.order) + 1
+        return len(self.order) + 1 + (self.legend is not None)
 
     @property
     def in_view(self) -> tuple[int, int, int, int]:
@@ -208,6 +223,8 @@ class Matrix(CellGrid):
         row = self._top + y - 1
         if y == 0:
             segments = self._head_line(base)
+        elif self.has_legend and y == self.size.height - 1:
+            segments = self.legend_line(self._heat, self._part("head"))
         elif row < len(self.order):
             segments = self._row_line(row, base)
         else:
@@ -262,7 +279,8 @@ class Matrix(CellGrid):
             text, style = self._unknown(width, cursor), self._part("quiet")
         else:
             text = self._text(value, width, cursor)
-            style = base if width <= 2 and few_colours(self.app) else self._heat(value)
+            heat = value if self._top_share is None else value / self._top_share
+            style = base if width <= 2 and few_colours(self.app) else self._heat(heat)
             if width > 2 and not any(c.isdigit() for c in text):
                 style = self._part("quiet")  # nothing, to the digits that there is room for
         if cursor and self.has_focus:
@@ -287,7 +305,10 @@ class Matrix(CellGrid):
             if not few_colours(self.app):
                 return " " * width
             shades = ASCII_SHADES if self.ascii_only else SHADES
-            return shades[round(max(0.0, value) * (len(shades) - 1))] * width
+            heat = value if self._top_share is None else value / self._top_share
+            return shades[round(min(1.0, max(0.0, heat)) * (len(shades) - 1))] * width
+        if self._top_share is not None:
+            return self._padded(_percent(value), width, cursor)
         digits = 1 if width == 3 else 2
         text = f"{value:.{digits}f}"
         if not float(text):
@@ -296,6 +317,11 @@ class Matrix(CellGrid):
             text = text.replace("0.", ".", 1)
         else:
             text = text[: text.index(".") + (0 if width == 3 else 2)]  # 1.0, or 1
+        return self._padded(text, width, cursor)
+
+    def _padded(self, text: str, width: int, cursor: bool) -> str:
+        if text == "0":
+            text = "." if self.ascii_only else "·"
         if width < WIDTHS[0]:
             return ("[" if cursor and width > len(text) else "") + text.rjust(
                 width - (cursor and width > len(text))
@@ -316,6 +342,12 @@ class Matrix(CellGrid):
         if (name, 0) not in self._styles:
             self._styles[name, 0] = self.get_component_rich_style(f"matrix--{name}")
         return self._styles[name, 0]
+
+
+def _percent(value: float) -> str:
+    """A share in per cent in at most three cells."""
+    shown = 100 * value
+    return "0" if shown < 0.05 else f"{shown:.1f}" if shown < 9.95 else f"{shown:.0f}"
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:

@@ -22,6 +22,7 @@ from vlora_tui.tui.core.likeness import Likeness
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export import details as export_details
+from vlora_tui.tui.export import view as export_view
 from vlora_tui.tui.export.details import DetailsPane, Measured
 from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
@@ -217,6 +218,7 @@ def test_what_a_merge_keeps_is_measured_on_a_key(
 ) -> None:
     asked = Asked(ANSWER)
     monkeypatch.setattr(export_details, "ask_command", asked)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 1000)  # nothing by itself
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m")
@@ -234,21 +236,93 @@ def test_what_a_merge_keeps_is_measured_on_a_key(
         assert "Rank 16" in said(pilot)
         assert "12 %" in said(pilot)  # what the cut cost
         assert "1 tensor" in said(pilot)
-        assert "task00 fares worst in h.1.attn, cosine 0.100" in said(pilot)
+        assert "Worst: task00 in h.1.attn, cosine 0.100" in said(pilot)
         pilot.app.query_one("#kept-table", Table).move_to(2)
         await pilot.pause()
-        assert "task02 fares worst" in said(pilot)
+        assert "Worst: task02" in said(pilot)
         await pilot.press("p")  # it is known
         await settle(pilot)
         assert len(asked.calls) == 1
         await pilot.press("right_square_bracket")  # other weights, another merge
-        await settle(pilot)
         assert "p measures again" in said(pilot)
         assert len(asked.calls) == 1
         await pilot.press("p")
         await settle(pilot)
         assert "--weights=0.3,0.25,0.25,0.25" in asked.calls[1]
         assert "Rank 16" in said(pilot)
+
+    use(opened, steps)
+
+
+def bars(pilot: Pilot[Any]) -> dict[str, tuple[str, str]]:
+    """Per item the bar of what is kept of it, and the figure beside it."""
+    pane = pilot.app.query_one(ItemsPane)
+    keys = [column.key for column in pane.table.columns]
+    if "kept" not in keys:
+        return {}
+    cells = {item.name: [text for text, _ in pane._cells(item)] for item in pane.table.rows}
+    return {n: (row[keys.index("bar")], row[keys.index("kept")]) for n, row in cells.items()}
+
+
+def test_arrows_change_a_weight_and_the_bars_follow(
+    opened: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(ANSWER)
+    monkeypatch.setattr(export_details, "ask_command", asked)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0)
+
+    async def measured(pilot: Pilot[Any], calls: int) -> None:
+        for _ in range(1000):
+            await pilot.pause()
+            if len(asked.calls) >= calls:
+                break
+        await settle(pilot)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.press("m")
+        await settle(pilot)
+        assert bars(pilot) == {}
+        await pilot.press("right", "down", "left")
+        await measured(pilot, 1)
+        assert "--weights=0.3,0.2,0.25,0.25" in asked.calls[-1]
+        assert set(bars(pilot).values()) == {("█▋      ", "20 %")}
+        asked.may.clear()  # the next takes its time: what is known stays, marked
+        calls = len(asked.calls)
+        await pilot.press("left")
+        for _ in range(1000):
+            await pilot.pause()
+            if len(asked.calls) > calls:
+                break
+        assert "--weights=0.3,0.15,0.25,0.25" in asked.calls[-1]
+        assert set(bars(pilot).values()) == {("█▋      ", "~20 %")}
+        asked.may.set()
+        await settle(pilot)
+        assert set(bars(pilot).values()) == {("█▋      ", "20 %")}
+        calls = len(asked.calls)
+        view(pilot).go_to_pane("export-how")  # there they turn what the cursor is on
+        weights = dict(view(pilot).editor.settings.weights)
+        await pilot.press("right")
+        assert view(pilot).editor.settings.weights == weights
+
+    use(opened, steps)
+
+
+def test_a_merge_of_many_bytes_is_measured_when_it_is_asked_for(
+    opened: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(ANSWER)
+    monkeypatch.setattr(export_details, "ask_command", asked)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(export_view, "QUICK_BYTES", 0)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.press("m", "right")
+        for _ in range(20):
+            await pilot.pause()
+        assert asked.calls == []
+        await pilot.press("p")
+        await settle(pilot)
+        assert len(asked.calls) == 1
 
     use(opened, steps)
 
@@ -274,6 +348,7 @@ def test_a_measurement_is_stopped_by_a_key_or_another_setting(
 ) -> None:
     asked = Asked(ANSWER, wait=True)
     monkeypatch.setattr(export_details, "ask_command", asked)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 1000)  # nothing by itself
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "p")
@@ -281,7 +356,7 @@ def test_a_measurement_is_stopped_by_a_key_or_another_setting(
             await pilot.pause(0.02)
             if asked.calls:
                 break
-        assert "x stops it" in said(pilot)
+        assert "x to stop" in said(pilot)
         await pilot.press(key)
         await settle(pilot)
         assert asked.was_cancelled

@@ -17,7 +17,16 @@ from textual.pilot import Pilot
 from textual.widgets._footer import FooterKey
 
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
-from tests.app.tui.inspect.test_inspect import look, matrix, measured, picture, settle, view, words
+from tests.app.tui.inspect.test_inspect import (
+    look,
+    matrix,
+    measured,
+    picture,
+    quiet,
+    settle,
+    view,
+    words,
+)
 from tests.app.tui.inspect.test_inspect import spectra as plain_spectra
 from tests.witnesses import make
 from vlora_engine.analysis.compare import find_outliers
@@ -45,6 +54,7 @@ from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 
 folder, spectra, measured_plainly = plain_folder, plain_spectra, measured  # the fixtures
+measures_nothing_unasked = quiet
 
 Answer = Callable[[list[str], Callable[[], bool]], Mapping[str, Any] | None]
 
@@ -206,14 +216,14 @@ def test_copies_and_runs_stand_beside_the_clusters_each_with_how_it_is_known(kin
             ("identical", "the same bits"),
             ("multiple", "at the strengths"),
             ("run", "steps from their names; dW moves on from step to step: 100, 200, 400"),
-            ("alike", "like no other"),
+            ("alike", "not similar to any other"),
         ):
             point_at(pilot, "#group-table", lambda row, kind=kind: row.kind == kind)
             await pilot.pause()
             assert telling in words(pilot, "#groups-said")
             assert telling in (view(pilot).row_text() or "")
         shown = picture(pilot.app.query_one("#group-table"))
-        assert all(word in shown for word in ("copies", "multiples", "one run", "alike"))
+        assert all(word in shown for word in ("copies", "multiples", "one run", "similar"))
         point_at(pilot, "#group-table", lambda row: row.kind == "run")
         await pilot.press("enter")
         assert view(pilot).pane == "inspect-alike"
@@ -267,17 +277,21 @@ def test_interference_is_measured_once_and_turned_through(
         assert asked == [["interference", *paths]]
         alike = pilot.app.query_one("#inspect-alike")
         for title, level, words_of_it in (
-            ("Sign conflict", 0.713, "sign conflict 71 %"),
-            ("Overlap", 0.513, "overlap 51 / 53 %"),
-            ("Writes", 0.113, "writes 11 / 13 %"),
-            ("Reads", 0.313, "reads 31 / 33 %"),
+            ("the other contests", 0.713 * 0.531, "contested 37.9 %"),
+            ("conflicting share", 0.713, "conflicting 71.3 %"),
+            ("in both spaces", 0.513, "overlap 51 / 53 %"),
+            ("column's outputs", 0.113, "output overlap 11 / 13 %"),
+            ("column's inputs", 0.313, "input overlap 31 / 33 %"),
         ):
             assert title in str(alike.border_title)
-            assert f"{level:.2f}".removeprefix("0") in picture(matrix(pilot))
+            in_cell = f"{level:.2f}".removeprefix("0")
+            in_cell = f"{100 * level:.0f}" if title == "the other contests" else in_cell
+            assert in_cell in picture(matrix(pilot))
             said = words(pilot, "#matrix-said")
             # The measure that is shown comes first, all others after it.
             assert said.index(words_of_it) == min(
-                said.index(word) for word in ("sign conflict", "overlap", "writes", "reads")
+                said.index(word)
+                for word in ("contested", "conflicting", "overlap", "output", "input")
             )
             assert shlex.split(view(pilot).command_text() or "") == ["vlora-tui", *asked[0]]
             await pilot.press("i")
@@ -302,12 +316,12 @@ def test_interference_can_be_stopped(
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("i")
-        assert "is being measured; x stops it" in words(pilot, "#matrix-said")
+        assert "x to stop" in words(pilot, "#matrix-said")
         assert "?" in picture(matrix(pilot))
         await pilot.press("x")
         await settle(pilot)
         assert ended
-        assert "measured" not in words(pilot, "#matrix-said")
+        assert "x to stop" not in words(pilot, "#matrix-said")
         assert "?" not in picture(matrix(pilot))
 
     look(measured, steps)
@@ -416,7 +430,7 @@ def test_coverage_is_a_measure_of_the_layers(
         for _ in range(3):
             await pilot.press("m")
             titles.append(str(pilot.app.query_one("#inspect-layers").border_title))
-        assert ["lost" in titles[0], "size" in titles[1], "held" in titles[2]] == [True] * 3
+        assert ["norm" in titles[0], "held" in titles[1], "norm" in titles[2]] == [True] * 3
         await pilot.press("enter")
         assert isinstance(pilot.app.screen, ModuleBox)
         await pilot.press("q")
@@ -508,10 +522,10 @@ def test_the_doctor_can_be_stopped_and_may_fail(
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("d")
-        assert "x stops it" in words(pilot, "#findings-remedy")
+        assert "x to stop" in words(pilot, "#findings-remedy")
         await pilot.press("x")
         await settle(pilot)
-        assert "x stops it" not in words(pilot, "#findings-remedy")
+        assert "x to stop" not in words(pilot, "#findings-remedy")
         answers(lambda arguments, cancelled: {})
         await pilot.press("d")
         await settle(pilot)

@@ -42,6 +42,7 @@ from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect import queries as screen
+from vlora_tui.tui.inspect import similarity as inspect_similarity
 from vlora_tui.tui.inspect.data import Diff, kin_of
 from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.inspect.view import InspectView
@@ -79,6 +80,12 @@ def measured(folder: Path, spectra: Path) -> Session:
     return session
 
 
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured unasked."""
+    monkeypatch.setattr(inspect_similarity, "UNASKED_BYTES", -1)
+
+
 @pytest.fixture
 def opened(built: Path) -> Session:
     """A session with an open subspace and nothing else."""
@@ -87,12 +94,23 @@ def opened(built: Path) -> Session:
     return session
 
 
-def look(session: Session, steps: Steps, size: tuple[int, int] = (120, 36), **flags: Any) -> None:
-    """Open the screen and take the steps."""
+def look(
+    session: Session,
+    steps: Steps,
+    size: tuple[int, int] = (120, 36),
+    pane: str | None = None,
+    **flags: Any,
+) -> None:
+    """Open the screen and take the steps from the matrix or the tasks, else from where it opens."""
 
     async def first(pilot: Pilot[Any]) -> None:
         await pilot.app.show_step("inspect")
         await settle(pilot)
+        if pane is None:
+            wanted = {"inspect-alike", "inspect-tasks"} & {tab.id for tab in view(pilot).panes()}
+            if not view(pilot).has_class("empty"):
+                view(pilot).go_to_pane(wanted.pop())
+                await pilot.pause()
         await steps(pilot)
 
     run(VLoRAApp(session=session, **flags), first, size)
@@ -185,7 +203,7 @@ def test_the_matrix_shows_figures_and_groups(measured: Session) -> None:
         assert matrix(pilot).in_view == (0, 6, 0, 6)
         assert "╲" in shown
         assert " A " in shown
-        assert "adapters, the like together" in str(
+        assert "adapters, similar ones adjacent" in str(
             pilot.app.query_one("#inspect-alike").border_subtitle
         )
 
@@ -319,7 +337,7 @@ def test_enter_on_who_stands_apart_shows_it_in_the_matrix(measured: Session) -> 
 def test_tab_goes_through_the_panes(measured: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         seen = []
-        for _ in range(5):
+        for _ in range(6):
             seen.append(view(pilot).pane)
             await pilot.press("tab")
         assert seen == [tab.id for tab in view(pilot).panes()]
@@ -328,7 +346,7 @@ def test_tab_goes_through_the_panes(measured: Session) -> None:
         assert view(pilot).pane == seen[-1]
 
     for size in ((120, 36), (80, 24), (40, 12)):
-        look(measured, steps, size)
+        look(measured, steps, size, pane="inspect-summary")
 
 
 def test_small_terminals_show_one_pane(measured: Session) -> None:
@@ -362,7 +380,7 @@ def test_layers_show_what_the_choice_loses(measured: Session) -> None:
         before = words(pilot, "#layers-said")
         await pilot.press("m")
         assert words(pilot, "#layers-said") != before
-        assert "size" in str(pilot.app.query_one("#inspect-layers").border_title)
+        assert "norm" in str(pilot.app.query_one("#inspect-layers").border_title)
 
     measured.choose(CompressionTarget(k=3))
     look(measured, steps)
@@ -455,11 +473,11 @@ def test_a_comparison_can_be_stopped(measured: Session, monkeypatch: pytest.Monk
     async def steps(pilot: Pilot[Any]) -> None:
         matrix(pilot).go_to(0, 3)
         await pilot.press("enter")
-        assert "x stops" in words(pilot, "#layers-said")
+        assert "x to stop" in words(pilot, "#layers-said")
         await pilot.press("x")
         await settle(pilot)
         assert ended
-        assert "x stops" not in words(pilot, "#layers-said")
+        assert "x to stop" not in words(pilot, "#layers-said")
 
     monkeypatch.setattr(screen, "ask_command", answer)
     look(measured, steps)
@@ -483,8 +501,12 @@ def test_the_command_answers_and_its_failures_are_told(folder: Path) -> None:
 def test_tasks_of_a_subspace_and_their_layers(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         table: Table[Any] = pilot.app.query_one("#task-table", Table)
-        assert {task.id for task in table.rows} == set(opened.manifest.tasks)
-        assert [t.error for t in table.rows] == sorted((t.error for t in table.rows), reverse=True)
+        everything, *tasks = table.rows
+        assert everything.id == ""
+        assert {task.id for task in tasks} == set(opened.manifest.tasks)
+        assert [t.error for t in tasks] == sorted((t.error for t in tasks), reverse=True)
+        await pilot.press("down")
+        await settle(pilot)
         figures = task_figures(opened.manifest, table.row.id)
         assert set(pilot.app.query_one(Heatmap).cells) == set(figures.layers)
         assert "method delta" in words(pilot, "#task-facts")
@@ -503,6 +525,7 @@ def test_two_tasks_are_compared_by_keeping_one(
 
     async def steps(pilot: Pilot[Any]) -> None:
         table: Table[Any] = pilot.app.query_one("#task-table", Table)
+        await pilot.press("down")  # from the row of all tasks
         first = table.row.id
         await pilot.press("space", "down")
         second = table.row.id
@@ -530,11 +553,11 @@ def test_turning_between_adapters_and_tasks(measured: Session, built: Path) -> N
     measured.manifest = read_manifest(built)
 
     async def steps(pilot: Pilot[Any]) -> None:
-        assert view(pilot).pane == "inspect-alike"
+        assert "inspect-tasks" in [tab.id for tab in view(pilot).panes()]  # what was opened
         await pilot.press("t")
-        assert view(pilot).pane == "inspect-tasks"
+        assert "inspect-alike" in [tab.id for tab in view(pilot).panes()]
         await pilot.press("t")
-        assert view(pilot).pane == "inspect-alike"
+        assert "inspect-tasks" in [tab.id for tab in view(pilot).panes()]
 
     look(measured, steps)
 
@@ -614,7 +637,7 @@ def test_while_a_job_measures_it_says_so_and_not_to_begin(
 
     async def steps(pilot: Pilot[Any]) -> None:
         nonlocal measuring
-        assert "Being measured" in words(pilot, "#matrix-said")
+        assert "Measuring" in words(pilot, "#matrix-said")
         measuring = False
         pilot.app.post_message(CollectionChanged())
         await pilot.pause()
