@@ -211,7 +211,7 @@ def _subspaces() -> list[Step]:
                 " --events events.jsonl"
             ],
         ),
-        Step("quantize-coded", ["quantize @compress-auto/out -o out"], code=2),
+        Step("quantize-coded", ["quantize @compress-auto/out -o out"]),
         Step("add", [f"add sub {spanish}", "info sub --json"], copies=delta),
         Step(
             "add-project",
@@ -398,7 +398,8 @@ def _resizes() -> list[Step]:
                 for rule in ("sv_fro 0.97", "sv_ratio 3", "sv_cumulative 0.9")
             ],
         ),
-        Step("resize-for", [f"resize {FIVE} --target portable -o out --json"]),
+        Step("resize-for", [f"resize {THREE} --target portable -o out --json"]),
+        Step("resize-refused", [f"resize {FIVE} --target portable -o out --json"], code=2),
         Step(
             "resize-task",
             [
