@@ -10,6 +10,7 @@ import sys
 from typing import Annotated, Literal
 
 from vlora_engine.errors import InputError, StorageError
+from vlora_engine.utils.files import write_file
 from vlora_tui.cli.declare import argument
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, is_terminal
@@ -62,11 +63,11 @@ def edit() -> None:
     if not file.exists():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(template(), "utf-8")
         except OSError as error:
             raise StorageError(
                 f"The config file cannot be made: {error.strerror}.", where=file
             ) from None
+        write_file(file, template())
     code = subprocess.run([*words, str(file)]).returncode
     if code:
         raise InputError("The editor ended with an error.", found=f"{words[0]}: exit {code}")

@@ -22,6 +22,7 @@ SAMPLES = [
     events.SpectraBegun("/s", "/.s.part-spectra"),
     events.SpectraReady("/s", tasks=2, layers=3, methods=("delta",), reused=True),
     events.Chosen("delta", "4-8", mean_error=0.1, max_error=0.2, nbytes=100),
+    events.SubspaceMade("/o", "ab12"),
     events.SubspaceWritten("/o", {"k": {"layer": [4, 8]}}),
     events.OtherMethods(100, ({"method": "flat", "k": None},)),
     events.Exported("a", "/a", "peft", 12),

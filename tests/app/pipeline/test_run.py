@@ -85,7 +85,11 @@ def test_a_recipe_runs_whole(cli: Cli, recipe: Path, runs: Path, tmp_path: Path)
     assert [row["seq"] for row in rows] == list(range(1, len(rows) + 1))
     types = [row["type"] for row in rows if row["type"] != "progress"]
     expected = ["started", "adapters_found", "checked"] + ["layer_done"] * 4
-    expected += ["subspace_written"] + ["exported", "verified"] * 2 + ["merged", "verified"] * 2
+    expected += (
+        ["subspace_made", "subspace_written"]
+        + ["exported", "verified"] * 2
+        + ["merged", "verified"] * 2
+    )
     expected += ["finished"]
     assert types == expected
     assert len(list(events.read_events(place))) == len(rows)
