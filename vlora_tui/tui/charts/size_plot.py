@@ -298,10 +298,10 @@ def _legend(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
     signs, dots = (ASCII_MARKS, "...") if look.ascii_only else (MARKS, "…")
     drawn = {line.method for line in data.lines}
     x, end = frame.left, frame.left + frame.width
-    for method in DRAWN[::-1]:
-        if method not in drawn and method not in data.waiting:
-            continue
-        text = f"{signs[method]} {method}" + (dots if method in data.waiting else "")
+    methods = [m for m in DRAWN[::-1] if m in drawn or m in data.waiting]
+    labels = [f"{signs[m]} {m}{dots if m in data.waiting else ''}" for m in methods]
+    gap = 2 if sum(map(len, labels)) + 2 * len(labels) <= frame.width else 1
+    for method, text in zip(methods, labels, strict=True):
         if x + len(text) <= end:
             chart.put(x, 0, text, "note" if method in data.waiting else method)
-            x += len(text) + 2
+            x += len(text) + gap

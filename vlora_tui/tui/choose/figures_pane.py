@@ -275,7 +275,7 @@ _WIDTHS = (
     *("mean", "worst", "worst task", "worst module"),
 )
 _RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
-_DROPPED = ("worst module", "worst task", "dtype", "", "ratio")  # the first goes first
+_DROPPED = ("worst module", "worst task", "dtype", "", "ratio", "k")  # the first goes first
 _FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 
 

@@ -11,6 +11,7 @@ from vlora_engine.quantization.packing import NOT_PACKED, QUANTIZATIONS, named_q
 from vlora_engine.spectra.choose import if_packed
 from vlora_tui.tui.choose.text import percent, target_words
 from vlora_tui.tui.core.session import Figures, Session
+from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ def ask_packing(
     take: Callable[[CompressionTarget], None],
 ) -> None:
     """Show every way of packing with its bytes and errors, and hand on the one that is taken."""
-    from vlora_tui.tui.widgets.dialogs import Ask, Option
-
     options = [
         Option(
             KEYS[found.choosing.quantize],
