@@ -269,11 +269,11 @@ def test_arrows_change_a_weight_and_the_bars_follow(
 ) -> None:
     asked = Asked(ANSWER)
     monkeypatch.setattr(export_details, "ask_command", asked)
-    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0.02)
 
     async def measured(pilot: Pilot[Any], calls: int) -> None:
-        for _ in range(1000):
-            await pilot.pause()
+        for _ in range(100):
+            await pilot.pause(0.02)
             if len(asked.calls) >= calls:
                 break
         await settle(pilot)
@@ -289,8 +289,8 @@ def test_arrows_change_a_weight_and_the_bars_follow(
         asked.may.clear()  # the next takes its time: what is known stays, marked
         calls = len(asked.calls)
         await pilot.press("left")
-        for _ in range(1000):
-            await pilot.pause()
+        for _ in range(100):
+            await pilot.pause(0.02)
             if len(asked.calls) > calls:
                 break
         assert "--weights=0.3,0.15,0.25,0.25" in asked.calls[-1]
@@ -312,7 +312,7 @@ def test_a_merge_of_many_bytes_is_measured_when_it_is_asked_for(
 ) -> None:
     asked = Asked(ANSWER)
     monkeypatch.setattr(export_details, "ask_command", asked)
-    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(export_view, "QUICK_BYTES", 0)
 
     async def steps(pilot: Pilot[Any]) -> None:
