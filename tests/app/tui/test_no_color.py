@@ -45,7 +45,7 @@ def test_no_colour_reaches_the_terminal(terminal: Terminal) -> None:
     for keys, until in (
         ("j", b"task01"),
         ("2", b"Explained variance"),
-        ("\t\tt", b"This choice"),
+        ("\t\tt", b"each layer"),
         ("3", b"What Enter starts"),
         ("4", b"Inspect"),
         ("5", b"Export"),

@@ -355,7 +355,7 @@ class LayerTables:
     ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
         """The grid of layers, a cell for each that is measured, the focused one."""
         names = self.selected(shown.pattern)
-        what = shown.cells_of(choosing)
+        what = self._cells_of(shown, choosing)
         values = self._values(shown, what, self.basis(choosing.method), names, figures)
         measured = [value for value in values.values() if value is not None]
         least, most = min(measured, default=0.0), max(measured, default=1.0)
@@ -383,12 +383,19 @@ class LayerTables:
             "error": f"error of each layer in %{', about' if choosing.is_coded else ''}",
             "now": "what each layer shares" if choosing.is_coded else chosen,
         }
-        return words[shown.cells_of(choosing)]
+        return words[self._cells_of(shown, choosing)]
+
+    def _cells_of(self, shown: Shown, choosing: CompressionTarget) -> str:
+        """What the cells show; what a share needs where nothing is known of coding."""
+        spectra = self.spectra
+        if spectra.is_coded or spectra.codec is not None or spectra.own:
+            return shown.cells_of(choosing)
+        return shown.cells
 
     def cells_range(self, shown: Shown, choosing: CompressionTarget, cells: Any) -> tuple[str, str]:
         """The least and the largest that the colours stand for."""
         known = {cell.heat: cell.text for cell in cells.values() if cell.heat is not None}
-        if not known or (choosing.is_coded and shown.cells_of(choosing) == "now"):
+        if not known or (choosing.is_coded and self._cells_of(shown, choosing) == "now"):
             return "", ""
         return known[min(known)], known[max(known)]
 

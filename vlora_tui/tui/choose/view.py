@@ -238,8 +238,11 @@ class ChooseView(View):
             self._open_loss(losses.row)
         elif self._pane("layers").has_focus or self._pane("curve").has_focus:
             if self.session.choosing.is_coded:
+                if self.has_class("-narrow"):
+                    self._focus_front("figures")
+                self._lower = "figures"
+                self._front_classes()
                 self.editor.show_as(opened=not self.editor.shown.opened, editing=False)
-                self._bring_up("figures")
             else:
                 self.editor.toggle_layer_k()
 
