@@ -51,6 +51,8 @@ class AskingPane(Vertical):
         command = tuple(arguments)
         if command == self.asking or (command in self._answers and not again):
             return
+        if self.asking is not None:
+            self.workers.cancel_group(self, "asking")
         self._problems.pop(command, None)
         self.asking = command
         self._ask(command, read, background)
@@ -78,7 +80,7 @@ class AskingPane(Vertical):
     def answered(self) -> None:
         """A command has answered, or failed: show it."""
 
-    @work(thread=True, exclusive=True, group="asking")
+    @work(thread=True, group="asking")
     def _ask(self, command: Arguments, read: Read, background: bool) -> None:
         worker = get_current_worker()
         try:
