@@ -31,6 +31,7 @@ class AskingPane(Vertical):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, classes="pane")
         self.asking: Arguments | None = None
+        self.is_unasked = False  # nobody waits for what is asked
         self._answers: dict[Arguments, Any] = {}
         self._problems: dict[Arguments, str] = {}
 
@@ -54,7 +55,7 @@ class AskingPane(Vertical):
         if self.asking is not None:
             self.workers.cancel_group(self, "asking")
         self._problems.pop(command, None)
-        self.asking = command
+        self.asking, self.is_unasked = command, background
         self._ask(command, read, background)
 
     def answer_to(self, arguments: Sequence[str]) -> Any:

@@ -201,6 +201,7 @@ class AlikePane(AskingPane):
     def stopped(self) -> None:
         self._measure = "cosine"
         self._draw()
+        self.post_message(self.Measured())
 
     @property
     def pair(self) -> tuple[int, int] | None:
