@@ -13,6 +13,7 @@ import torch
 
 from tests.app.conftest import Cli
 from tests.witnesses import make
+from vlora_engine.analysis.interference_measures import pair_interference
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.merging import MERGE_METHODS, PEFT_METHODS, merge
 from vlora_tui.recipe.mergekit_methods import ALIASES
@@ -279,6 +280,20 @@ def test_what_adapters_do_not_have_is_refused_by_name(
 
 
 # ---- interference -------------------------------------------------------------------------------
+
+
+def test_interference_of_two_tells_their_layers(cli: Cli, zoo: Path) -> None:
+    first, second = (open_adapter(zoo / name) for name in ("a", "b"))
+    _, expected = pair_interference(first, second)
+    data = cli("interference", zoo / "a", zoo / "b", "--json").data
+    assert set(data["layers"]) == set(expected)
+    for name, found in expected.items():
+        row = data["layers"][name]
+        assert row["contested"] == pytest.approx(float(found.contested[0, 1]))
+        assert row["cosine"] == pytest.approx(float(found.cosine[0, 1]))
+    most = max(expected, key=lambda name: float(expected[name].contested[0, 1]))
+    assert f"most contested in: {most} " in cli("interference", zoo / "a", zoo / "b").out
+    assert cli("interference", zoo, "--json").data["layers"] == {}  # of more than two, of none
 
 
 def test_interference_in_three_forms(cli: Cli, zoo: Path) -> None:

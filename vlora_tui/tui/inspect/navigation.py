@@ -181,10 +181,15 @@ class Navigation:
         self._panes.draw()
         self._view.go_to_pane(self._panes.tabs()[0].id)
 
-    def step_back(self) -> bool:
-        """Stop what is being read, leave the filter or the pair; False if there is none."""
+    def step_back(self, *, unasked: bool = True) -> bool:
+        """Stop what is being read, leave the filter or the pair; False if there is none.
+
+        Args:
+            unasked: Stop what is measured in the background, too.
+        """
         line = self._view.query_one("#inspect-filter", Input)
-        stopped = [pane for pane in self._view.query(AskingPane) if pane.stop()]
+        panes = [p for p in self._view.query(AskingPane) if unasked or not p.is_unasked]
+        stopped = [pane for pane in panes if pane.stop()]
         if stopped:
             self._state.pair = None
             self._panes.draw_layers()

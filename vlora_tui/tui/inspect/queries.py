@@ -31,6 +31,7 @@ class AskingPane(Vertical):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, classes="pane")
         self.asking: Arguments | None = None
+        self.is_unasked = False  # nobody waits for what is asked
         self._answers: dict[Arguments, Any] = {}
         self._problems: dict[Arguments, str] = {}
 
@@ -51,8 +52,10 @@ class AskingPane(Vertical):
         command = tuple(arguments)
         if command == self.asking or (command in self._answers and not again):
             return
+        if self.asking is not None:
+            self.workers.cancel_group(self, "asking")
         self._problems.pop(command, None)
-        self.asking = command
+        self.asking, self.is_unasked = command, background
         self._ask(command, read, background)
 
     def answer_to(self, arguments: Sequence[str]) -> Any:
@@ -78,7 +81,7 @@ class AskingPane(Vertical):
     def answered(self) -> None:
         """A command has answered, or failed: show it."""
 
-    @work(thread=True, exclusive=True, group="asking")
+    @work(thread=True, group="asking")
     def _ask(self, command: Arguments, read: Read, background: bool) -> None:
         worker = get_current_worker()
         try:

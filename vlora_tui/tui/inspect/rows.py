@@ -175,8 +175,10 @@ def facts(manifest: Manifest) -> str:
     return words if worst is None else f"{words}, worst {share(worst.error)} ({clean(worst.id)})"
 
 
-def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "") -> Text:
-    """What the cell under the cursor says; ``more`` of two stands before their cosine."""
+def pair_words(
+    likeness: Likeness, pair: tuple[int, int] | None, more: str = "", *, leads: bool = True
+) -> Text:
+    """What the cell under the cursor says; ``more`` of two stands before their cosine, or after."""
     if pair is None:
         return Text("No name matches the filter; esc clears it.")
     first, second = (likeness.names[i] for i in pair)
@@ -184,8 +186,9 @@ def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "")
     if pair[0] == pair[1]:
         return Text.assemble((first, "bold"), f"  norm of dW {norms[0]}; enter: its layers")
     cosine = float(likeness.cosines[pair])
-    text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", more and f"{more}; ")
-    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}")
+    before, after = (more and f"{more}; ", "") if leads else ("", more and f"; {more}")
+    text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", before)
+    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}{after}")
     return text
 
 

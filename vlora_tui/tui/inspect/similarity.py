@@ -201,6 +201,7 @@ class AlikePane(AskingPane):
     def stopped(self) -> None:
         self._measure = "cosine"
         self._draw()
+        self.post_message(self.Measured())
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -240,7 +241,8 @@ class AlikePane(AskingPane):
         if interference is not None and pair is not None and set(pair) <= set(self._at):
             first, second = (self._at.index(i) for i in pair)
             more = interference_words(interference, first, second, self._measure)
-        return pair_words(self._likeness, pair, more).append_text(self._state())
+        words = pair_words(self._likeness, pair, more, leads=self.is_of_interference)
+        return words.append_text(self._state())
 
     @property
     def _is_asked_for(self) -> bool:

@@ -159,7 +159,7 @@ class InspectView(PaneView):
 
     def leave(self) -> bool:
         """``q``: first out of a comparison or a filter."""
-        return self.navigation.step_back()
+        return self.navigation.step_back(unasked=False)
 
     # what threads and widgets tell
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.app.tui.drive import run
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
 from tests.app.tui.inspect.test_inspect import (
     look,
@@ -32,7 +35,9 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.layer_figures import layer_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_tui.cli import main
+from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.inspect import queries as inspect_queries
 from vlora_tui.tui.inspect import similarity as inspect_similarity
 from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.inspect.sentences import Sentence, shortened
@@ -134,6 +139,37 @@ def test_interference_of_many_bytes_is_measured_when_it_is_asked_for(
         assert "not measured" not in [row.topic for row in sentences(pilot)]
 
     look(measured, steps, pane=OPENS)
+
+
+def test_what_is_measured_in_the_background_stops_on_x_and_keeps_nobody_from_leaving(
+    measured: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, stopped = threading.Event(), threading.Event()
+
+    def answer(words: list[str], cancelled: Callable[[], bool], background: bool = False) -> None:
+        assert background
+        asked.set()
+        while not cancelled():
+            stopped.wait(0.01)
+
+    monkeypatch.setattr(inspect_queries, "ask_command", answer)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.app.show_step("inspect")
+        for _ in range(500):
+            await pilot.pause(0.01)
+            if asked.is_set():
+                break
+        summary = pilot.app.query_one("#inspect-summary")
+        assert "Measuring interference" in str(summary.border_subtitle)
+        assert not view(pilot).leave()
+        assert pilot.app.query_one("#inspect-alike").asking is not None
+        await pilot.press("x")
+        await settle(pilot)
+        assert summary.border_subtitle == ""
+        assert [row.topic for row in sentences(pilot)][-1] == "not measured"
+
+    run(VLoRAApp(session=measured), steps)
 
 
 def test_names_of_layers_lose_what_all_begin_with() -> None:
