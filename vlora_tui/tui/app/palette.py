@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -19,9 +19,7 @@ from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-
-if TYPE_CHECKING:
-    from vlora_tui.tui.app.base_app import BaseApp
+from vlora_tui.tui.widgets.terms import TERMS
 
 SHOWN = 300  # lines of the list
 NAMES = 20_000  # adapters or tasks that are searched by name
@@ -155,13 +153,13 @@ def fitness(words: Sequence[str], text: str) -> float | None:
     return total
 
 
-def palette_entries(app: BaseApp) -> list[Entry]:
-    """Everything, the nearest first."""
+def palette_entries(app: Any) -> list[Entry]:
+    """Everything that ``app``, a `BaseApp`, can do or go to; the nearest first."""
     found = [*_keys_here(app), *_steps(app), *_other_steps(app), *_jobs(app), *_things(app)]
     return [*found, *_places(app), *_reading(app), *_settings(app)]
 
 
-def _keys_here(app: BaseApp) -> Iterator[Entry]:
+def _keys_here(app: Any) -> Iterator[Entry]:
     """What has a key now."""
     seen: dict[tuple[Any, str], list[Binding]] = {}
     for active in app.screen.active_bindings.values():
@@ -180,13 +178,13 @@ def _keys_here(app: BaseApp) -> Iterator[Entry]:
             yield Entry("Here", words, keys, partial(app.run_action, action, node))
 
 
-def _steps(app: BaseApp) -> Iterator[Entry]:
+def _steps(app: Any) -> Iterator[Entry]:
     for step in app.steps:
         words = f"Go to step {step.key}, {step.name}"
         yield Entry("Steps", words, key(f"step.{step.id}"), partial(app.show_step, step.id))
 
 
-def _other_steps(app: BaseApp) -> Iterator[Entry]:
+def _other_steps(app: Any) -> Iterator[Entry]:
     """The commands of the other steps; taking one goes there first."""
     from vlora_tui.tui.app.keymap import all_bindings
 
@@ -199,20 +197,20 @@ def _other_steps(app: BaseApp) -> Iterator[Entry]:
             yield Entry(names[step], words, key(binding_id), run)
 
 
-async def _at_step(app: BaseApp, step: str, action: str) -> None:
+async def _at_step(app: Any, step: str, action: str) -> None:
     await app.show_step(step)
     if app.view is not None:
         await app.run_action(action, app.view)
 
 
-def _jobs(app: BaseApp) -> Iterator[Entry]:
+def _jobs(app: Any) -> Iterator[Entry]:
     for view in app.jobs.views:
         words = f"{clean(view.job.info.title)}, {view.state}"
         run = partial(_at_row, app, "run", "#jobs", view.job.id)
         yield Entry("Jobs", words, view.job.id[-4:], run)
 
 
-def _things(app: BaseApp) -> Iterator[Entry]:
+def _things(app: Any) -> Iterator[Entry]:
     """Adapters and tasks by name."""
     for path, info in islice(app.session.infos.items(), NAMES):
         run = partial(_at_row, app, "adapters", "#adapters-table", path)
@@ -222,7 +220,7 @@ def _things(app: BaseApp) -> Iterator[Entry]:
         yield Entry("Tasks", clean(task), "", partial(_at_row, app, "export", "#item-table", task))
 
 
-async def _at_row(app: BaseApp, step: str, table: str, row: str) -> None:
+async def _at_row(app: Any, step: str, table: str, row: str) -> None:
     """Go to a step, and put the cursor of its table on a row."""
     await app.show_step(step)
     if app.view is not None:
@@ -232,17 +230,16 @@ async def _at_row(app: BaseApp, step: str, table: str, row: str) -> None:
             app.view.query_one(table, Table).find(row)
 
 
-def _places(app: BaseApp) -> Iterator[Entry]:
+def _places(app: Any) -> Iterator[Entry]:
     from vlora_tui.tui.adapters.places import place_words, recent_folders
 
     for folder in recent_folders():
         yield Entry("Folders", place_words(folder), "", partial(app.show_adapters, [folder]))
 
 
-def _reading(app: BaseApp) -> Iterator[Entry]:
+def _reading(app: Any) -> Iterator[Entry]:
     """Guides, and what words mean."""
     from vlora_tui.guides import guides
-    from vlora_tui.tui.widgets.terms import TERMS
 
     for page in guides():
         yield Entry("Guides", f"Guide: {page.title}", "", partial(app.show_guide, page.name))
@@ -250,7 +247,7 @@ def _reading(app: BaseApp) -> Iterator[Entry]:
         yield Entry("Terms", f"What is {term.name}?", "", partial(app.show_terms, term.name))
 
 
-def _settings(app: BaseApp) -> Iterator[Entry]:
+def _settings(app: Any) -> Iterator[Entry]:
     from vlora_tui.utils.config import SETTINGS
 
     yield Entry("Settings", "Edit the settings", "", app.edit_settings)
