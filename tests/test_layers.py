@@ -59,6 +59,7 @@ ORDER = [
     "vlora_tui.jobs",
     "vlora_tui.report",
     "vlora_tui.guides",
+    "vlora_tui.tui.key_names",
     "vlora_tui.tui.text",
     "vlora_tui.tui.terminal",
     "vlora_tui.tui.charts",

@@ -232,7 +232,8 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "Export tasks for PEFT and servers",
-            ("export.start", "export.target", "export.place", "export.verify", "export.dtype"),
+            ("export.start", "export.enter", "export.target", "export.place", "export.verify",
+             "export.dtype"),
             ("export", "reconstruct"),
             ("export",),
             (".reconstruct", "extract_adapter", "save_adapter"),
@@ -376,7 +377,8 @@ SECTIONS: dict[str, list[Row]] = {
 
 # Keys that move, mark, filter, undo or close: how the interface is handled, no capability each.
 HANDLING = {
-    *("app.palette", "app.help", "app.leave", "app.quit", "app.copy", "app.maximise"),
+    *("app.palette", "app.escape", "app.suspend", "app.help", "app.leave", "app.quit"),
+    *("app.copy", "app.maximise"),
     *("app.filter", "adapters.mark", "adapters.filter", "adapters.all", "adapters.invert"),
     *("adapters.range", "adapters.undo", "adapters.sort", "adapters.turn", "adapters.close"),
     *("adapters.pane", "adapters.back", "choose.k_down", "choose.k_up", "choose.k_down_8"),

@@ -23,7 +23,7 @@ from vlora_engine.utils.partials import output_of, partial_path
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.identity import send
 from vlora_tui.jobs.joblock import HEARTBEAT_SECONDS, JobLock
-from vlora_tui.jobs.store import Job, JobStore, torch_version
+from vlora_tui.jobs.store import Job, JobStore, goes_first, torch_version
 from vlora_tui.jobs.watch import FOLLOW_SECONDS, JobView, State, look
 from vlora_tui.jobs.worker import WarmWorker
 from vlora_tui.pipeline import events
@@ -248,7 +248,7 @@ def _launch(job: Job, lock: JobLock, worker: WarmWorker | None = None) -> None:
     device = device_key(job.info.device)
     queue = DeviceQueue(job.state_dir, device)
     is_free = queue.is_free()  # a job that has to wait does so without torch in its memory
-    queue.enter(job.id)
+    queue.enter(job.id, first=goes_first(job))
     _append_event(job, events.Queued(device))
     if worker is not None and is_free and worker.hand_over(job, lock):
         lock.release()

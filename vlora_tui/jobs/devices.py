@@ -1,4 +1,7 @@
-"""The queue before a device: one job at a time each, in the order in which they were started.
+"""The queue before a device: one job at a time each, small ones that measure before the others.
+
+Otherwise they go in the order in which they were started. Somebody waits for a measurement with a
+screen in front of him; a build takes longer, and nobody looks.
 
 There is no scheduler: every waiting job looks for itself whether its turn has come, before it has
 imported torch.
@@ -18,6 +21,7 @@ from vlora_tui.jobs.identity import host_name
 from vlora_tui.utils.locking import POLL_SECONDS, open_lock, try_lock
 
 DEV = Path("/dev")
+FIRST_NS = 10 * 365 * 86_400 * 10**9  # so far is the ticket of a job dated back that goes first
 
 
 def device_key(device: str, environ: Mapping[str, str] = os.environ) -> str:
@@ -45,11 +49,20 @@ class DeviceQueue:
         self.lock = state_dir / "devices" / f"{stem}.lock"
         self.tickets = state_dir / "devices" / f"{stem}.queue"
 
-    def enter(self, job: str) -> None:
-        """Stand at the end of the queue. Without a queue the jobs run together."""
+    def enter(self, job: str, *, first: bool = False) -> None:
+        """Stand at the end of the queue. Without a queue the jobs run together.
+
+        Args:
+            first: Before all that did not say so. The ticket is dated back for it, so that every
+                process sees the same order.
+        """
         with suppress(OSError):
             self.tickets.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self.tickets / job).touch()
+            ticket = self.tickets / job
+            ticket.touch()
+            if first:
+                at = ticket.stat().st_mtime_ns - FIRST_NS
+                os.utime(ticket, ns=(at, at))
 
     def is_free(self) -> bool:
         """Whether nobody has the device or waits for it, as far as a look can tell."""
@@ -91,10 +104,12 @@ class DeviceQueue:
         is_alive: Callable[[str], bool],
         cancelled: Callable[[], bool],
         waiting: Callable[[tuple[str, ...]], None],
+        first: bool = False,
     ) -> Iterator[None]:
         """Have the device for as long as the block runs.
 
         Args:
+            first: As for `enter`, which this does for a job that has not.
             waiting: Told the jobs ahead, whoever has the device first, whenever they change.
 
         Raises:
@@ -108,7 +123,7 @@ class DeviceQueue:
             return
         try:
             if job not in self._in_order():
-                self.enter(job)
+                self.enter(job, first=first)
             with suppress(OSError):  # a file system without locks
                 self._wait(descriptor, job, is_alive, cancelled, waiting)
                 os.ftruncate(descriptor, 0)

@@ -17,7 +17,7 @@ from vlora_engine.utils.files import sha256_file
 from vlora_tui.jobs.control import DISCARD, discard_partial, layers
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.joblock import JobLock, probe
-from vlora_tui.jobs.store import SPECTRA, Job
+from vlora_tui.jobs.store import SPECTRA, Job, goes_first
 from vlora_tui.jobs.watch import EventReader, TimedEvent, written_paths
 from vlora_tui.pipeline import events
 
@@ -135,6 +135,7 @@ def _turn(
         is_alive=is_alive,
         cancelled=cancelled,
         waiting=lambda ahead: emit(events.Queued(device, ahead)),
+        first=goes_first(job),
     )
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine import __version__
-from vlora_engine.adapters.address import AdapterRef
+from vlora_engine.adapters.address import AdapterRef, is_address
 from vlora_engine.errors import (
     CorruptFileError,
     InputError,
@@ -54,6 +54,8 @@ SCHEMA = "vlora-tui/job"
 VERSION = 1
 BUILD, SPECTRA = "build", "spectra"
 LAST = "last"
+WEIGHTS = (".safetensors", ".bin", ".gguf", ".npz")
+SMALL_BYTES = 500_000_000  # of inputs: to measure so much takes a minute or two
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,28 @@ class Job:
             for _, event in read_events(self.events_path):
                 begun = event if isinstance(event, SpectraBegun) else begun
         return None if begun is None else Path(begun.partial)
+
+
+def goes_first(job: Job) -> bool:
+    """Whether a job is one that measures, of inputs so small that it holds up no build for long."""
+    if job.info.kind != SPECTRA:
+        return False
+    total = 0
+    try:
+        paths = [entry.path for entry in job.recipe().input.adapters if not is_address(entry.path)]
+        for path in paths:
+            total += _weight_bytes(Path(path))
+            if total > SMALL_BYTES:
+                return False
+    except (InputError, OSError):
+        return False
+    return True
+
+
+def _weight_bytes(path: Path) -> int:
+    """The bytes of the weights at a path, without the checkpoints' state of the optimizer."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.suffix in WEIGHTS and file.is_file())
 
 
 class JobStore:

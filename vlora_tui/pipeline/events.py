@@ -329,6 +329,7 @@ def is_events_file(path: Path) -> bool:
 class EventWriter:
     """Appends events to a file as JSON lines, progress at most twice a second.
 
+    The last progress before another event is written too: a stage that was done is told as done.
     A disk that is full drops lines and never fails the work; `dropped` counts them.
     """
 
@@ -342,6 +343,7 @@ class EventWriter:
         self.dropped = 0
         self._clock, self._now = clock, now
         self._last_progress = -math.inf
+        self._held: Progress | None = None  # progress that came too soon
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path.is_file()  # a pipe or a device has nothing to go on from, and no end
         self._seq = _last_seq(path) if there else 0
@@ -353,8 +355,17 @@ class EventWriter:
         """Write ``event``, or leave it out when it is progress that comes too soon."""
         if isinstance(event, Progress):
             if self._clock() - self._last_progress < PROGRESS_INTERVAL:
+                self._held = event
                 return
             self._last_progress = self._clock()
+            if self._held is not None and self._held.stage == event.stage:
+                self._held = None
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._write(held)
+        self._write(event)
+
+    def _write(self, event: Event) -> None:
         text = encode(event, seq=self._seq + 1, time=self._now())
         line = text.encode("utf-8", "backslashreplace")  # paths may hold bytes that are no text
         try:

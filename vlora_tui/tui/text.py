@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -55,3 +56,37 @@ def tilde(path: str | Path) -> str:
     if home not in ("/", "~") and (text == home or text.startswith(home + "/")):
         text = "~" + text[len(home) :]
     return clean(text)
+
+
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+# Flags of ours, and what a screen has for them.
+_IN_WORDS = (
+    (r"leave (it|them) out with --skip-bad", r"skip \1"),
+    (r"leave them out (?:\(export --drop-rest\)|with --drop-rest)", 'set "other tensors" to drop'),
+    (r"name (?:the|that) (base|model)( that it was trained on)?(?: with|:) --base(?: DIR)?",
+     r'set "base" to the \1\2'),
+    (r"name another: --base DIR", 'set "base" to another folder'),
+    (r"replace it with --force[^;]*", "confirm replacing it"),
+    (r" \(--names\)", ""),
+    (r"name (?:another|a)(?: state directory)?(.*?)(?: with|:) --state-dir DIR(?: \(or \w+\))?",
+     r"set XDG_STATE_HOME to another folder\1"),
+)  # fmt: skip
+# Flags of other programs are what their users type: those stay.
+_THEIRS = re.compile(r"--(?:max-|enable-|lora|outtype|local-dir)")
+
+
+def advice(text: str) -> str:
+    """What mends something, for a screen: without flags of ours, which nobody can type here.
+
+    An alternative that needs one is left out; so is all of it where nothing else is said.
+    """
+    for pattern, words in _IN_WORDS:
+        text = re.sub(pattern, words, text)
+    text = re.sub(r" \([^()]*\)", lambda found: "" if _has_flag(found[0]) else found[0], text)
+    parts = re.split(r"(, or |; or |; )", text)
+    kept = [at for at in range(0, len(parts), 2) if not _has_flag(parts[at])]
+    return "".join((parts[at - 1] if n else "") + parts[at] for n, at in enumerate(kept))
+
+
+def _has_flag(text: str) -> bool:
+    return any(not _THEIRS.match(flag) for flag in _FLAG.findall(text))

@@ -45,6 +45,8 @@ SETTINGS = (
     Setting("theme", "textual-dark", "colours: textual-dark, textual-light, ansi-dark, ..."),
     Setting("ascii", False, "draw with ASCII only"),
     Setting("mouse", True, "react to the mouse; false leaves it to the terminal"),
+    Setting("title", True, "show progress in the terminal's title"),
+    Setting("notify", True, "notify and ring the bell when a long job ends out of sight"),
     Setting("scan_depth", 4, "folders below a folder that a scan looks into", least=0),
     Setting("scan_limit", 100_000, "adapters that a scan lists", least=1),
 )

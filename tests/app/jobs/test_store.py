@@ -35,6 +35,7 @@ from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import JobEventLog, run_job
+from vlora_tui.jobs.store import goes_first
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.recipe.reader import load_recipe
@@ -459,6 +460,34 @@ def test_who_came_first_has_the_device_first_and_the_dead_do_not_count(tmp_path:
     with turn("a"):
         pass
     assert queue.is_free()
+
+
+def test_a_small_measurement_goes_before_builds_that_came_earlier(tmp_path: Path) -> None:
+    queue = DeviceQueue(tmp_path, "cpu")
+    for name, first in (("build", False), ("spectra", True), ("later", True), ("export", False)):
+        queue.enter(name, first=first)
+        at = (queue.tickets / name).stat().st_mtime_ns
+        os.utime(queue.tickets / name, ns=(at, at + len(list(queue.tickets.iterdir()))))
+    assert queue.ahead_of("export", lambda _: True) == ["spectra", "later", "build"]
+    assert queue.ahead_of("later", lambda _: True) == ["spectra"]
+
+
+def test_which_jobs_go_first(
+    tmp_path: Path, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = JobStore(tmp_path / "state")
+    paths = [str(path) for path in sorted(adapters.iterdir())]
+    inputs = Input(adapters=tuple(AdapterInput(path) for path in paths))
+    measuring, lock = jobs.create(Recipe(input=inputs))
+    lock.release()
+    building, lock = jobs.create(
+        Recipe(input=inputs, compress=Compress(), output=str(tmp_path / "o"))
+    )
+    lock.release()
+    assert goes_first(measuring)
+    assert not goes_first(building)
+    monkeypatch.setattr("vlora_tui.jobs.store.SMALL_BYTES", 100)
+    assert not goes_first(measuring)
 
 
 def test_where_there_is_no_queue_the_work_is_done_all_the_same(tmp_path: Path) -> None:

@@ -88,9 +88,23 @@ def test_progress_comes_at_most_twice_a_second(tmp_path: Path) -> None:
     writer(events.LayerDone("layer", 5, 9))  # never thrown away, and asks no clock
     writer.close()
     kept = [event for _, event in events.read_events(tmp_path / "e")]
-    assert [e.done for e in kept if isinstance(e, events.Progress)] == [0, 3]
+    # ... and the last before it, so that nobody reads how far it was long ago.
+    assert [e.done for e in kept if isinstance(e, events.Progress)] == [0, 3, 4]
     assert isinstance(kept[-1], events.LayerDone)
-    assert [seq for seq, _ in events.read_events(tmp_path / "e")] == [1, 2, 3]
+    assert [seq for seq, _ in events.read_events(tmp_path / "e")] == [1, 2, 3, 4]
+
+
+def test_a_stage_that_is_done_is_told_as_done(tmp_path: Path) -> None:
+    """All were checked within the half second in which one progress is written."""
+    writer = events.EventWriter(tmp_path / "e", clock=lambda: 0.0)
+    for done in range(1, 20):
+        writer(events.Progress("check", done, 19))
+    writer(events.Checked(good=19))
+    writer.close()
+    kept = [event for _, event in events.read_events(tmp_path / "e")]
+    assert kept == [
+        events.Progress("check", 1, 19), events.Progress("check", 19, 19), events.Checked(good=19)
+    ]  # fmt: skip
 
 
 def test_readers_skip_a_torn_line_and_writers_go_on_after_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
-from tests.app.tui.adapters.test_adapters import app, names, settle, view
+from tests.app.tui.adapters.test_adapters import app, names, problem, settle, view
 from tests.app.tui.app.test_start import COMMAND, Terminal
 from tests.app.tui.drive import run
 from vlora_tui.tui.app.app import STEPS
@@ -56,13 +56,11 @@ def test_a_folder_that_is_closed_itself_is_told(folder: Path, closed: Close) -> 
     closed(folder)
 
     async def steps(pilot: Pilot[Any]) -> None:
-        said: list[str] = []
-        pilot.app.complain = said.append  # type: ignore[attr-defined, method-assign]
         view(pilot).look_into([str(folder)])
         await settle(pilot)
-        assert len(said) == 1
-        assert "Permission denied" in said[0]
-        assert str(folder) in said[0]
+        said = problem(pilot)
+        assert "Permission denied" in said
+        assert str(folder) in said
 
     run(app(), steps)
 

@@ -11,6 +11,7 @@ from textual.widgets import Input, Static
 
 from vlora_tui.tui.adapters.details import LABEL, Tones, facts, findings
 from vlora_tui.tui.adapters.rows import COLUMNS, Row
+from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
@@ -36,25 +37,31 @@ class Body(Horizontal):
             line = Input(placeholder="words, rank>=16, group:1, is:marked", compact=True)
             line.id, line.cursor_blink, line.display = "adapters-filter", False, False
             yield line
+            yield Static("", id="adapters-instead", markup=False)
             yield Table(
                 self._columns(()), self._cells, key=_path, mark=self._mark, id="adapters-table"
             )
-            yield Static("", id="adapters-hint", markup=False)
+            with Horizontal(id="adapters-low"):
+                yield Static("", id="adapters-hint", markup=False)
+                yield Buttons(id="adapters-buttons")
         with Details(id="adapters-details", classes="pane") as pane:
             pane.border_title = "Details"
             yield Static("", id="adapters-facts", markup=False)
             yield Static("", id="adapters-findings", markup=False)
 
-    def show_rows(self, rows: Sequence[Row]) -> None:
+    def show_rows(self, rows: Sequence[Row], *, cursor: int | None = None) -> None:
         """List these rows, with the columns that have something to say."""
         columns = self._columns(rows)
         if columns != self.table.columns:
             self.table.columns = columns
-        self.table.show(rows)
+        self.table.show(rows, cursor=cursor)
 
     def _columns(self, rows: Sequence[Row]) -> list[Column]:
-        told = any(row.applies is not None for row in rows)
-        self._left_out = {"applies"} if not told else set()
+        told = {
+            "applies": any(row.applies is not None for row in rows),
+            "tensors": any(row.checked is not None for row in rows),
+        }
+        self._left_out = {key for key in told if not told[key]}
         return [column for column in COLUMNS if column.key not in self._left_out]
 
     def _cells(self, row: Row) -> list[Cell]:
@@ -65,6 +72,11 @@ class Body(Horizontal):
     def table(self) -> Table[Row]:
         """The table of what was found."""
         return self.query_one("#adapters-table", Table)
+
+    @property
+    def buttons(self) -> Buttons:
+        """What can be done with what is marked, and with the row."""
+        return self.query_one(Buttons)
 
     @property
     def filter(self) -> Input:
@@ -89,6 +101,13 @@ class Body(Horizontal):
         self._members, self._otherwise = members, otherwise
         self._say()
         self.details.scroll_home(animate=False)
+
+    def show_instead(self, text: str) -> None:
+        """Say something in the place of the rows while there are none; nothing shows them."""
+        words = self.query_one("#adapters-instead", Static)
+        words.update(text)
+        words.display = bool(text)
+        self.table.display = not text
 
     def _say(self) -> None:
         row, table = self.table.row, self.table

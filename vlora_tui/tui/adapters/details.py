@@ -9,7 +9,8 @@ from rich.text import Text
 
 from vlora_engine.manifest.readme import stored_in
 from vlora_tui.tui.adapters.rows import Row
-from vlora_tui.tui.text import clean, number, plural, tilde
+from vlora_tui.tui.key_names import key
+from vlora_tui.tui.text import advice, clean, number, plural, tilde
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -55,19 +56,21 @@ def findings(row: Row, tones: Mapping[str, str | Style]) -> Text:
         _broken(text, row.error, tones)
         return text
     if row.is_subspace:
-        text.append("A subspace. Enter opens it: inspect and export its tasks.\n")
+        text.append(f"A subspace. {key('adapters.go')} opens it to inspect and export its tasks.\n")
         return text
     for finding in row.findings:
         text.append(f"{finding.severity}  ", style=tones[finding.severity])
         text.append(clean(finding.what) + "\n")
-        if finding.remedy:
-            text.append("  to mend it: ", style=tones["good"])
-            text.append(clean(finding.remedy) + "\n")
+        fix = advice(finding.remedy or "")
+        if fix:
+            text.append("  fix: ", style=tones["good"])
+            text.append(clean(fix) + "\n")
     if row.checked is None:
-        text.append("NaN, zero B: ", style=tones["muted"])
-        text.append("not checked. Headers cannot tell; step 2 reads every tensor.\n")
+        step = key("step.choose")
+        text.append("Values not checked yet (NaN, zero B). ", style=tones["muted"])
+        text.append(f"Step {step} reads them.\n", style=tones["muted"])
     elif not row.checked:
-        text.append("Every tensor was read: sound.\n", style=tones["good"])
+        text.append("All values checked: ok.\n", style=tones["good"])
     return text
 
 
@@ -75,8 +78,9 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
     info = row.info
     if info is None:
         return
-    fits = f"group {row.group}" if row.group else "no group"
-    fits += f": {members} fit together" if members > 1 else ", alone in it"
+    fits = "no other"
+    if members > 1 and row.group:
+        fits = f"{plural(members - 1, 'other')} (group {row.group})"
     _line(text, "base", clean(info.base_model or "not named"), tones)
     _line(text, "fits", fits, tones)
     scale = f"   scale {number(info.scale)}" if info.scale is not None else ""
@@ -86,15 +90,19 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
         _line(text, "modules", f"{info.modules}: {types}", tones)
     if row.applies is not None:
         _line(text, "applies", _applies(row.applies), tones)
-    rest = f"   {plural(info.rest, 'tensor')} beside LoRA" if info.rest else ""
+    rest = f"   {plural(info.rest, 'other tensor')}" if info.rest else ""
     _line(text, "size", f"{size(info.nbytes)}   {info.dtype or 'dtype not known'}{rest}", tones)
 
 
 def _applies(applies: Applies) -> str:
     if applies.applied is None:
-        return f"cannot tell: {clean(applies.unknown)}"
+        return f"unknown: {clean(applies.unknown)}"
     told = f"to {applies.applied} of {plural(applies.total, 'module')} of {clean(applies.base)}"
-    return told if applies.applied == applies.total else f"{told}; w writes a repaired copy"
+    return (
+        told
+        if applies.applied == applies.total
+        else f"{told}; {key('adapters.repair')} writes a repaired copy"
+    )
 
 
 def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:
@@ -105,11 +113,16 @@ def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) 
         return
     if manifest.peer:
         _line(text, "size", f"{size(manifest.nbytes)}   a subspace of {manifest.peer}", tones)
-        _line(text, "error", f"not known: {manifest.peer} does not keep it", tones)
+        _line(text, "error", f"unknown: {manifest.peer} does not store it", tones)
         _line(text, "tasks", ", ".join(clean(task) for task in manifest.tasks), tones)
         return
     worst = manifest.worst
-    _line(text, "size", f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller", tones)
+    _line(
+        text,
+        "size",
+        f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller than the originals",
+        tones,
+    )
     error = f"{100 * manifest.mean_error:.3g} % mean"
     if worst is not None:
         error += f", {100 * worst.error:.3g} % worst ({clean(worst.id)})"
@@ -124,9 +137,10 @@ def _broken(text: Text, error: VLoRAError, tones: Mapping[str, str | Style]) -> 
         if found:
             text.append(f"  {label} ", style=tones["muted"])
             text.append(clean(found) + "\n")
-    if error.remedy:
-        text.append("  to mend it: ", style=tones["good"])
-        text.append(clean(error.remedy) + "\n")
+    fix = advice(error.remedy or "")
+    if fix:
+        text.append("  fix: ", style=tones["good"])
+        text.append(clean(fix) + "\n")
 
 
 def _line(text: Text, label: str, value: str, tones: Mapping[str, str | Style]) -> None:

@@ -16,7 +16,7 @@ from vlora_tui.tui.adapters.places import place_words, remember_folder
 from vlora_tui.tui.adapters.reach import Applies, ReachFinder, ReachTold
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.adapters.scanner import Batch, Ended, Scanner, subspace_row
-from vlora_tui.tui.text import clean
+from vlora_tui.tui.text import advice, clean
 
 if TYPE_CHECKING:
     from vlora_tui.tui.core.view import View
@@ -46,13 +46,16 @@ class AdapterFinder:
     Args:
         view: Lends its threads.
         found: Called whenever there is something new to show.
+        complain: Told why a place could not be opened; nothing when another is opened.
 
     Attributes:
         rows: What is listed, by path.
         scanning: Whether a place is being looked through; ``making``: whether the demo is made.
     """
 
-    def __init__(self, view: View, found: Callable[[], None]) -> None:
+    def __init__(
+        self, view: View, found: Callable[[], None], complain: Callable[[str], None]
+    ) -> None:
         self.rows: dict[str, Row] = {}
         self.scanning = False
         self.making = False
@@ -60,6 +63,7 @@ class AdapterFinder:
         self._host = view.host
         self._session = view.session
         self._found = found
+        self._complain = complain
         self._waiting: list[str] = []
         self._wanted_marks: list[str] = []
         self._given_names: dict[str, str] = {}
@@ -76,6 +80,7 @@ class AdapterFinder:
 
     def look_into(self, folders: list[str]) -> None:
         """Scan these places, one after another."""
+        self._complain("")
         folders = [_absolute(folder) for folder in folders]
         self._waiting += [p for p in folders if p not in self._waiting]
         if not self.scanning:
@@ -123,12 +128,12 @@ class AdapterFinder:
         self.scanning = False
         self._session.rename({**news.names, **self._given_names})
         if news.problem is not None:
-            self._host.complain(clean_lines(news.problem))
+            self._complain(clean_lines(news.problem))
         elif not news.found and not news.stopped:
-            what = "nothing new" if news.folder in self.places and self.rows else "nothing"
-            self._host.complain(
-                f"There is {what} in {place_words(news.folder)}.\n"
-                "Looked for folders with adapter_config.json and adapter_model.safetensors, "
+            what = "Nothing new" if news.folder in self.places and self.rows else "No adapters"
+            self._complain(
+                f"{what} in {place_words(news.folder)}.\n"
+                "Scanned for folders with adapter_config.json and adapter_model.safetensors, "
                 f"{self._host.config['scan_depth']} levels deep."
             )
         elif is_hub_place(news.folder):
@@ -138,9 +143,9 @@ class AdapterFinder:
         for remark in news.notes[:3]:
             self._view.notify(clean(remark), markup=False)
         if news.full:
-            self._host.complain(
-                f"Only the first {self._host.config['scan_limit']:,} are listed; "
-                "open folders further down, or raise scan_limit in the config file."
+            self._complain(
+                f"Only the first {self._host.config['scan_limit']:,} are listed. "
+                "Open folders further down, or raise scan_limit in the config file."
             )
         if not self._waiting:
             self._mark_requested()
@@ -236,15 +241,22 @@ class AdapterFinder:
         """List the demo collection, or say why there is none."""
         self.making = False
         if event.problem is not None:
-            self._host.complain(clean_lines(event.problem))
+            self._complain(clean_lines(event.problem))
             self._found()
         else:
             self.look_into([event.path])
 
 
 def clean_lines(error: VLoRAError) -> str:
-    """An error's lines, made harmless."""
-    return "\n".join(clean(line) for line in error.lines())
+    """An error's lines, made harmless, with what a screen has for its remedy."""
+    *lines, last = error.lines()
+    mark = "to mend it: "
+    if error.remedy and mark in last:
+        fix = advice(error.remedy)
+        lines += [f"  fix:      {fix}"] if fix else []
+    else:
+        lines.append(last)
+    return "\n".join(clean(line) for line in lines)
 
 
 def _absolute(folder: str) -> str:

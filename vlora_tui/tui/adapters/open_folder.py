@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
@@ -21,8 +21,9 @@ from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_tui.tui.adapters.places import place_words
 from vlora_tui.tui.text import clean, tilde
-from vlora_tui.tui.widgets.bindings import shown
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Dialog
+from vlora_tui.tui.widgets.path_input import PathInput
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 MAX_ENTRIES = 2000
@@ -30,7 +31,7 @@ COLUMNS = (
     Column("name", "", least=16, keep=2),
     Column("kind", "", least=8, keep=1),
 )
-KEYS = "enter goes in, or looks here; tab completes; ctrl+o looks into the row"
+KEYS = "Enter open · <open.complete> complete · <open.look> scan the row · <open.cancel> cancel"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,17 @@ class OpenFolder(Dialog):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         shown("escape", "cancel", "Back", "open.cancel", "Close, open nothing"),
-        Binding("up", "move(-1)", show=False, priority=True, id="open.up"),
-        Binding("down", "move(1)", show=False, priority=True, id="open.down"),
-        Binding("pageup", "move(-10)", show=False, priority=True, id="open.page_up"),
-        Binding("pagedown", "move(10)", show=False, priority=True, id="open.page_down"),
-        Binding("tab", "complete", show=False, priority=True, id="open.complete"),
-        Binding("ctrl+o", "look", show=False, priority=True, id="open.look"),
+        *(
+            replace(hidden(keys, action, f"open.{name}", tooltip), priority=True)
+            for keys, action, name, tooltip in (
+                ("up", "move(-1)", "up", ""),
+                ("down", "move(1)", "down", ""),
+                ("pageup", "move(-10)", "page_up", ""),
+                ("pagedown", "move(10)", "page_down", ""),
+                ("tab", "complete", "complete", "Complete the name"),
+                ("ctrl+o", "look", "look", "Scan the folder under the cursor"),
+            )
+        ),
     ]
 
     class Listed(Message):
@@ -72,13 +78,11 @@ class OpenFolder(Dialog):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
-            box.border_title = Text("Look for adapters in")
-            line = Input(self._start, compact=True, select_on_focus=False, id="place")
-            line.cursor_blink = False
-            yield line
+            box.border_title = Text("Open a folder or Hub repo")
+            yield PathInput(self._start, replace=False, compact=True, id="place")
             yield Static("", id="said", classes="keys", markup=False)
             yield Table(COLUMNS, _cells, key=_key, header=False, loud=True, id="folders")
-            yield Static(KEYS, classes="keys", markup=False)
+            yield self.keys_line(KEYS)
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -181,10 +185,10 @@ class OpenFolder(Dialog):
     def _show(self) -> None:
         value = self._value.strip()
         on_hub = hub_entries(value)
-        rows = on_hub or [Entry(f"Look in {tilde(value) or '.'}", "and below", value, "look")]
+        rows = on_hub or [Entry(f"Scan {tilde(value) or '.'}", "and below", value, "look")]
         if not on_hub and not _remote(value):
             if self._typed_folder() not in ("/", "./"):
-                rows.append(Entry("..", "one up", os.path.dirname(self._folder.rstrip("/"))))
+                rows.append(Entry("..", "parent folder", os.path.dirname(self._folder.rstrip("/"))))
             rows += self._matching()
         self.query_one("#said", Static).update(Text(self._problem))
         self._table.show(rows, cursor=0)
@@ -193,7 +197,7 @@ class OpenFolder(Dialog):
 def hub_entries(value: str) -> list[Entry]:
     """What a word can mean on the Hub: an address, or ``org/name`` that is nothing here."""
     if value.startswith((CACHE_PLACE, SEARCH_PLACE)):
-        return [Entry(f"Look in {place_words(value)}", "", value, "look")]
+        return [Entry(f"Scan {place_words(value)}", "", value, "look")]
     bare = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)
     if bare and not os.path.isdir(os.path.dirname(value)):
         value = f"hf://{value}"
@@ -203,7 +207,7 @@ def hub_entries(value: str) -> list[Entry]:
         return []
     of = address.repo
     return [
-        Entry(f"Look at {address}", "headers only", str(address), "look"),
+        Entry(f"Open {address}", "headers only", str(address), "look"),
         Entry(f"Search the Hub: adapters of {of}", "as base", SEARCH_PLACE + of, "look"),
     ]
 
@@ -259,7 +263,7 @@ def _remote(value: str) -> str:
     try:
         refuse_elsewhere(str(AdapterRef.parse(value)))
     except VLoRAError as error:
-        return f"{error.what} To mend it: {error.remedy}"
+        return f"{error.what} Fix: {error.remedy}"
     return ""
 
 

@@ -19,9 +19,9 @@ MAX_RECENT = 12
 def place_words(address: str) -> str:
     """A place that is looked into: a path, the Hub's cache, or a search on the Hub."""
     if address.startswith(CACHE_PLACE):
-        return "the Hub's cache"
+        return "the Hub cache"
     if address.startswith(SEARCH_PLACE):
-        return f"the Hub, of {clean(address.removeprefix(SEARCH_PLACE))}"
+        return f"the Hub: adapters of {clean(address.removeprefix(SEARCH_PLACE))}"
     return tilde(address)
 
 

@@ -48,6 +48,11 @@ class Applies(NamedTuple):
         return f"{self.applied}/{self.total}" if self.applied else "no effect"
 
     @property
+    def can_be_repaired(self) -> bool:
+        """Whether PEFT applies less than all of it."""
+        return self.applied is not None and self.applied < self.total
+
+    @property
     def tone(self) -> str:
         """Good where all of it acts, an error where nothing does."""
         if self.applied == self.total:

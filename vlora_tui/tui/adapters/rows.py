@@ -35,7 +35,7 @@ COLUMNS = (
     Column("size", "size", right=True, keep=9),
     Column("group", "group", right=True, keep=7),
     Column("findings", "findings", most=12, keep=7),
-    Column("tensors", "tensors", keep=1),
+    Column("tensors", "values", keep=1),
 )
 
 
@@ -170,7 +170,7 @@ class Row:
             return "-", "muted"
         if self.checked is None:
             return NOT_CHECKED, "muted"
-        return ("sound", "good") if not self.checked else ("see findings", "warning")
+        return ("ok", "good") if not self.checked else ("see findings", "warning")
 
 
 def keep(text: str, marked: Iterable[str], roots: Sequence[str] = ()) -> Callable[[Row], bool]:

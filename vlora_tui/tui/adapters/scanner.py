@@ -105,7 +105,7 @@ def subspace_row(path: Path | AdapterRef) -> Row:
     """A subspace as a row, from its index; one on the Hub has to be pulled first."""
     if isinstance(path, AdapterRef):
         pulled = f"vlora-tui pull {path} -o DIR"
-        error = VLoRAError("A subspace on the Hub opens when it is here.", remedy=pulled)
+        error = VLoRAError("Pull this subspace first: it is on the Hub.", remedy=pulled)
         return Row(str(path), path.name, error=error)
     try:
         manifest = read_manifest(path)

@@ -20,10 +20,7 @@ COLUMNS = (
     Column("why", "", least=12, most=60, keep=1),
 )
 WELCOME = "Where are your LoRA adapters?"
-WELCOME_MORE = (
-    "Folders are read by their headers only; nothing is loaded, nothing is changed.\n"
-    "A path can be pasted right here."
-)
+WELCOME_MORE = "Only headers are read. Nothing is loaded or changed.\nYou can paste a path here."
 
 
 @dataclass(frozen=True)
@@ -86,20 +83,18 @@ def beginnings(draft: str | None) -> list[Beginning]:
     """The ways to begin, the likeliest first."""
     found = []
     if draft:
-        found.append(Beginning("Go on where you left", draft, "draft"))
+        found.append(Beginning("Continue where you left off", draft, "draft"))
     recent = recent_folders()
-    found.append(Beginning("Open a folder", "or hf://org/name: type, paste or walk to it", "open"))
+    found.append(Beginning("Open a folder or Hub repo", "a path, or hf://org/name", "open"))
     here = current_folder()
     if here and here not in recent:
-        found.append(Beginning(tilde(here), "look in this folder", "look", here))
+        found.append(Beginning(tilde(here), "this folder", "look", here))
     for folder in recent:
         found.append(Beginning(place_words(folder), "opened before", "look", folder))
     if hub_cache().is_dir() and CACHE_PLACE not in recent:
-        found.append(
-            Beginning("The Hub's cache", "what huggingface_hub downloaded", "look", CACHE_PLACE)
-        )
+        found.append(Beginning("Hub cache", "downloaded by huggingface_hub", "look", CACHE_PLACE))
     found.append(
-        Beginning("Make the demo", "19 small adapters, made here, nothing downloaded", "demo")
+        Beginning("Make the demo", "19 small adapters, made here in seconds; no download", "demo")
     )
     return found
 

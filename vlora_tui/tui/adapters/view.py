@@ -11,7 +11,7 @@ from typing import ClassVar
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
@@ -24,17 +24,31 @@ from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
+from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.bindings import hidden, shown
+from vlora_tui.tui.widgets.buttons import Button
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size
 
 DEMO_FOLDER = "vlora-demo/adapters"
 
+DEMO_ASKED = (
+    "19 small synthetic adapters, 14 MB, made on this machine. Nothing is downloaded. Folder:"
+)
+DEMO_SHOWS = (
+    "Making 19 small adapters on this machine. You are about to see:\n\n"
+    "- a family of related tasks and checkpoints of one run, which share most of what they know\n"
+    "- three that share nothing with the others, and one that is a copy of another\n"
+    "- an outlier, mixed ranks, a classifier head, an untrained adapter, and one with a NaN\n\n"
+    "Then: <adapters.go> marks those that fit together, <step.choose> shows how small they get "
+    "at which error."
+)
+
 _ON_ROWS = frozenset(
     (
-        *("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close", "back"),
+        *("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close"),
         *("filter", "pane", "repair"),
     )
 )
@@ -46,40 +60,45 @@ class AdaptersView(View):
     step = 1
     title = "Adapters"
     help_text = (
-        "Adapters found in the folders you opened, read by their headers only. o also takes "
-        "hf://org/name, and searches the Hub by base model; nothing is downloaded before a job.\n"
-        "Adapters of one group fit together: one base model, the same dimensions. Mark those to "
-        "work on, then go to step 2. Marks across groups become one recipe for each group.\n"
-        "Filter: words in name, path or base model; rank>=16, size>10MB, group:1, base:gpt2, "
-        "dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
+        "Adapters found in the folders you opened; only headers are read. <adapters.open> opens "
+        "another folder or a Hub repo (hf://org/name), or searches the Hub by base model. Nothing "
+        "is downloaded before a job.\n"
+        "<adapters.go> opens what the cursor is on: a subspace, or the details of an adapter. "
+        "While nothing is marked it marks all adapters that fit together: one base model, the "
+        "same dimensions. <adapters.mark> marks one. Then <step.choose> chooses how small they "
+        "get. Marks across groups become one recipe for each group.\n"
+        "<adapters.repair> writes a repaired copy of an adapter whose names PEFT does not find.\n"
+        "Filter (<adapters.filter>): words in name, path or base model; rank>=16, size>10MB, "
+        "group:1, base:gpt2, dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        shown("enter", "go", "Next", "adapters.go", "Open it, or go on to choose k"),
-        shown("o", "open", "Open", "adapters.open", "Another folder, or the Hub"),
+        shown("enter", "go", "Open", "adapters.go", "Open it; without marks, mark what fits"),
+        shown("o", "open", "Folder", "adapters.open", "Open a folder or Hub repo"),
         shown("space", "mark", "Mark", "adapters.mark", "Mark or unmark the adapter"),
         shown("asterisk", "group", "Group", "adapters.group", "Mark the adapter's group"),
         shown("slash", "filter", "Filter", "adapters.filter", "Filter the rows"),
-        hidden("plus", "all", "adapters.all", "Mark all that is shown"),
-        hidden("minus", "invert", "adapters.invert", "Turn all marks round"),
+        hidden("plus", "all", "adapters.all", "Mark all rows shown"),
+        hidden("minus", "invert", "adapters.invert", "Invert marks"),
         hidden("V", "range", "adapters.range", "Begin a range, or mark it"),
-        hidden("u", "undo", "adapters.undo", "Take the last marking back"),
+        hidden("u", "undo", "adapters.undo", "Undo mark"),
         hidden("s", "sort(1)", "adapters.sort", "Sort by the next column"),
-        hidden("S", "turn", "adapters.turn", "Turn the order round"),
+        hidden("S", "turn", "adapters.turn", "Reverse the order"),
         hidden("w", "repair", "adapters.repair", "Write a repaired copy"),
-        hidden("r", "again", "adapters.again", "Look again"),
-        hidden("x", "stop", "adapters.stop", "Stop looking"),
-        hidden("C", "close", "adapters.close", "Clear the list, begin anew"),
-        hidden("tab", "pane", "adapters.pane", "The details, and back"),
-        hidden("escape", "back", "adapters.back", "Leave range or filter"),
+        hidden("r", "again", "adapters.again", "Scan again"),
+        hidden("x", "stop", "adapters.stop", "Stop scanning"),
+        hidden("C", "close", "adapters.close", "Clear the list"),
+        hidden("tab", "pane", "adapters.pane", "Go to the details and back"),
+        hidden("escape", "back", "adapters.back", "Leave the message, range or filter"),
     ]
 
     def compose(self) -> ComposeResult:
         yield StartPage(self.host.draft_words, id="start")
         if self.host.start_paths or self.session.infos:
             yield Body(self._mark)
+        yield Static("", id="adapters-problem", markup=False)
 
     def on_mount(self) -> None:
-        self.finder = AdapterFinder(self, self._show)
+        self.finder = AdapterFinder(self, self._show, self._say_problem)
         self._sort = ("name", False)
         self._marks_before: list[dict[str, None]] = []
         self.finder.take_session()
@@ -89,7 +108,7 @@ class AdaptersView(View):
     async def _complete(self) -> None:
         """What the first paint did not need."""
         if not self._is_complete:
-            await self.mount(Body(self._mark))
+            await self.mount(Body(self._mark), before="#adapters-problem")
             self._show()
         if self.host.start_paths:
             self.look_into(self.host.start_paths)
@@ -181,11 +200,11 @@ class AdaptersView(View):
 
     def on_repaired(self, event: Repaired) -> None:
         if event.problem is not None:
-            self.host.complain(clean_lines(event.problem))
+            self._say_problem(clean_lines(event.problem))
             return
         applies = event.applies
         told = f": {applies.words} modules apply" if applies and applies.applied else ""
-        self.notify(f"Written: {tilde(event.output)}{told}.", markup=False)
+        self.notify(f"Wrote {tilde(event.output)}{told}.", markup=False)
         self.look_into([event.output])
 
     def on_demo_made(self, event: DemoMade) -> None:
@@ -197,13 +216,11 @@ class AdaptersView(View):
             self.look_into(pasted)
 
     def _ask_for_demo(self) -> None:
-        words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
-
         def answered(path: str | None) -> None:
             if path:
                 self.make_demo(path)
 
-        self.app.push_screen(Prompt("Make the demo", words, DEMO_FOLDER), answered)
+        self.app.push_screen(Prompt("Make the demo", DEMO_ASKED, DEMO_FOLDER), answered)
 
     def action_stop(self) -> None:
         self.finder.stop()
@@ -223,7 +240,7 @@ class AdaptersView(View):
             if place and place.strip():
                 self.finder.reach.repair(info, str(Path(place.strip()).expanduser().absolute()))
 
-        words = "A copy under the names that PEFT looks for: the same numbers, nothing lost. Where?"
+        words = "A copy under the names that PEFT looks for: same numbers, nothing lost. Folder:"
         place = tilde(f"{row.path.rstrip('/')}-repaired")
         self.app.push_screen(Prompt(f"Repair {clean(row.name)}", words, place), answered)
 
@@ -244,6 +261,8 @@ class AdaptersView(View):
 
     def action_close(self) -> None:
         self.action_stop()
+        self._say_problem("")
+        self.table.was_moved = False
         self._remember_marks()
         self.finder.forget()
         self.session.marked.clear()
@@ -324,9 +343,9 @@ class AdaptersView(View):
     def _why_not(self, row: Row | None) -> None:
         if row is None:
             return
-        why = "cannot be used; the details say why and what mends it"
+        why = "cannot be used; the details show why, and the fix"
         if row.error is None and row.is_subspace:
-            why = "is a subspace: Enter opens it, marks are for adapters"
+            why = f"is a subspace: {key('adapters.go')} opens it, marks are for adapters"
         elif row.error is None:
             why = "belongs to no group: what its tensors are is not known"
         self.notify(f"{clean(row.name)} {why}.", severity="warning", markup=False)
@@ -342,13 +361,31 @@ class AdaptersView(View):
             return
         if row.is_subspace and row.error is None:
             await self.host.open_subspace(row.path)
-        elif self.session.marked:
-            await self.host.show_step("choose")
-        elif row.group is not None:
+        elif row.group is not None and not self.session.marked:
             self.action_group()
-            self.notify("Marked all that fit together. Enter again goes on.", markup=False)
+            many = plural(len(self.session.marked), "compatible adapter")
+            self.notify(f"Marked {many}. Press {key('step.choose')} to continue.", markup=False)
         else:
-            self._why_not(row)
+            self._to_details()
+
+    async def action_next(self) -> None:
+        """Go on to choose k for what is marked."""
+        await self.host.show_step("choose")
+
+    def _to_details(self) -> None:
+        """The details of the row, in the list's place where there is no room for both."""
+        body = self.query_one(Body)
+        if self.screen.has_class("-short"):
+            body.add_class("-details")
+        body.details.focus()
+
+    def find(self, path: str) -> None:
+        """Put the cursor on the adapter or subspace of this path, whatever the filter hides."""
+        if not self.table.find(path):
+            self._line.value = ""
+            self._show()
+            self.table.find(path)
+        self._focus()
 
     async def on_table_pressed(self, event: Table.Pressed) -> None:
         await self.action_go()
@@ -365,6 +402,7 @@ class AdaptersView(View):
 
     def on_table_moved(self, event: Table.Moved) -> None:
         self._details()
+        self.query_one(Body).buttons.show(self._buttons())
         if self.table.range_from is not None:
             self._hint()
 
@@ -379,7 +417,14 @@ class AdaptersView(View):
         self._show()
 
     def action_back(self) -> None:
-        if self.table.range_from is not None:
+        if self._problem.display:
+            self._say_problem("")
+        elif self._on_start_page:
+            return
+        elif self.query_one(Body).details.has_focus:
+            self.query_one(Body).remove_class("-details")
+            self.table.focus()
+        elif self.table.range_from is not None:
             self.table.range_from = None
             self.table.refresh()
             self._hint()
@@ -387,8 +432,8 @@ class AdaptersView(View):
             self._line.value = ""
             self._line.display = False
             self._focus()
-        elif self.screen.maximized is not None:
-            self.screen.minimize()
+        else:
+            self.host.action_escape()
 
     def action_pane(self) -> None:
         """The details instead of the list where there is no room for both; else the next pane."""
@@ -420,6 +465,17 @@ class AdaptersView(View):
         self._focus()
 
     # drawing
+
+    @property
+    def _problem(self) -> Static:
+        return self.query_one("#adapters-problem", Static)
+
+    def _say_problem(self, text: str) -> None:
+        """Why a place could not be opened: it stays until another is opened, or Esc."""
+        self._problem.update(text)
+        self._problem.display = bool(text)
+        if text and not self.is_in_view:
+            self.host.complain(text)
 
     @property
     def _on_start_page(self) -> bool:
@@ -457,7 +513,7 @@ class AdaptersView(View):
         fits = keep(self._line.value, self.session.marked, self.finder.places)
         rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
-        body.show_rows(rows)
+        body.show_rows(rows, cursor=None if self.table.was_moved else 0)
         self._details()
         self._hint()
 
@@ -465,12 +521,23 @@ class AdaptersView(View):
         row = self.table.row
         group = row.group if row is not None else None
         members = sum(r.group == group for r in self.finder.rows.values()) if group else 0
-        otherwise = "" if self.finder.scanning else "No row fits the filter."
-        self.query_one(Body).describe(members, otherwise)
+        nothing = not self.finder.rows  # yet
+        body = self.query_one(Body)
+        body.describe(members, "" if nothing else "No row matches the filter.")
+        body.show_instead(keyed(DEMO_SHOWS) if nothing and self.finder.making else "")
 
     def _hint(self) -> None:
         body = self.query_one(Body)
         body.show_header(self._title_words(), self._count_words(), self._hint_words())
+        body.buttons.show(self._buttons())
+
+    def _buttons(self) -> list[Button]:
+        row, buttons = self.table.row, list[Button]()
+        if self.session.chosen:
+            buttons.append(Button("step.choose", "Choose k", "next"))
+        if row is not None and row.applies is not None and row.applies.can_be_repaired:
+            buttons.append(Button("adapters.repair", "Repair", "repair"))
+        return buttons
 
     def _title_words(self) -> str:
         folders = [place_words(folder) for folder in self.finder.places]
@@ -484,23 +551,25 @@ class AdaptersView(View):
         if self.finder.making:
             return "making the demo"
         if self.finder.scanning:
-            return f"looking: {total:,} found, x stops"
+            return f"scanning: {total:,} found ({key('adapters.stop')} to stop)"
         return f"{total:,} found" if shown == total else f"{shown:,} of {total:,} shown"
 
     def _hint_words(self) -> str:
         if self.table.range_from is not None:
-            return f"{plural(len(self.table.range), 'row')} in the range: V marks them, esc lets go"
+            rows = plural(len(self.table.range), "row")
+            return (
+                f"{rows} in the range: {key('adapters.range')} mark, {key('adapters.back')} cancel"
+            )
         chosen = self.session.chosen
         if not chosen:
-            if self.finder.scanning or self.finder.making or not self.finder.rows:
+            if self.finder.scanning or not self.finder.rows:
                 return ""
             broken = sum(row.error is not None for row in self.finder.rows.values())
             tail = f"   {broken} cannot be used" if broken else ""
-            return f"space marks one, * its group, + all shown{tail}"
+            one, group, everything = (key(f"adapters.{name}") for name in ("mark", "group", "all"))
+            return f"{one} marks one, {group} its group, {everything} all shown{tail}"
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
         out = len(chosen) - len(self.session.included)
         words += f", {out} of them left out" if out else ""
-        if len(groups) > 1:
-            return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
-        return f"{words}. Enter: choose k"
+        return f"{words}, {len(groups)} groups: one recipe each" if len(groups) > 1 else words

@@ -20,6 +20,7 @@ from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.job_client import JobClient
+from vlora_tui.tui.core.job_news import job_words
 from vlora_tui.tui.core.messages import (
     AdaptersWanted,
     ChoiceChanged,
@@ -34,15 +35,17 @@ from vlora_tui.tui.core.messages import (
 )
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
+from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import tilde
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
-from vlora_tui.utils.formatting import how_much, size
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe.model import Recipe
+    from vlora_tui.tui.app.announcer import Announcer
     from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
     from vlora_tui.tui.core.host import Host
 
@@ -80,7 +83,7 @@ class VLoRAApp(BaseApp):
 
     TITLE = "vlora-tui"
     CSS_PATH = ["app.tcss", "../adapters/view.tcss"]
-    ENABLE_COMMAND_PALETTE = True
+    ENABLE_COMMAND_PALETTE = False  # ours is not Textual's
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
@@ -88,19 +91,21 @@ class VLoRAApp(BaseApp):
                    f"Go to step {step.key}, {step.name}")
             for step in STEPS
         ),
-        # Textual adds its own key for the palette only where none is given.
-        hidden("colon,ctrl+p", "command_palette", "app.palette", "Every action by its name"),
-        shown("question_mark", "explain", "Help", "app.help", "What can I do here?"),
-        shown("q", "leave", "Quit", "app.leave", "Back, or quit"),
-        replace(hidden("ctrl+q", "leave", "app.quit", "Back, or quit"), priority=True),
+        hidden("colon,ctrl+p", "command_palette", "app.palette", "Search all actions"),
+        shown("question_mark", "explain", "Help", "app.help", "Help for this step"),
+        shown("q", "leave", "Quit", "app.leave", "Back / Quit"),
+        replace(hidden("ctrl+q", "leave", "app.quit", "Back / Quit"), priority=True),
         hidden("y", "copy_row", "app.copy", "Copy the row"),
         hidden("Y", "copy_command", "app.command",
-               "Copy the shell command that does the same"),
+               "Copy the equivalent shell command"),
         hidden("z", "maximise", "app.maximise",
-               "Give the pane the whole screen, or take it back"),
+               "Maximize the pane, or restore it"),
         hidden("slash", "filter", "app.filter", "Filter"),
         hidden("ctrl+l", "repaint", "app.repaint",
                "Paint the screen anew, after something else wrote on it"),
+        hidden("escape", "escape", "app.escape", "Leave what is only for a moment"),
+        replace(hidden("ctrl+z", "suspend_process", "app.suspend", "Suspend; fg resumes"),
+                priority=True),
     ]  # fmt: skip
 
     def __init__(
@@ -123,7 +128,7 @@ class VLoRAApp(BaseApp):
     def compose(self) -> ComposeResult:
         yield TopBar(STEPS)
         yield ContentSwitcher(id="steps")
-        yield Keys(show_command_palette=False, compact=True)
+        yield Keys()
 
     def on_mount(self) -> None:
         self.refresh_bar()
@@ -141,6 +146,28 @@ class VLoRAApp(BaseApp):
         from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
 
         return BadAdapterPrompt(self, self.session, self.jobs)
+
+    @cached_property
+    def announcer(self) -> Announcer:
+        """What tells of jobs outside the screen."""
+        from vlora_tui.tui.app.announcer import Announcer
+
+        def say(text: str, failed: bool) -> None:
+            self.notify(text, severity="error" if failed else "information", markup=False)
+
+        return Announcer(
+            self.write_to_terminal,
+            say,
+            is_seen=self._is_seen,
+            has_focus=lambda: self.app_focus,
+            titled=bool(self.config["title"]),
+            notifies=bool(self.config["notify"]),
+        )
+
+    def _is_seen(self, view: JobView) -> bool:
+        """Whether the step in view shows a job: Run any, Choose k the one that measures."""
+        step = self._step_id()
+        return step in ("run", "export") or (step == "choose" and view.job.info.kind == "spectra")
 
     def job_views(self) -> list[JobView]:
         """All jobs as of the last look, the newest first."""
@@ -162,20 +189,19 @@ class VLoRAApp(BaseApp):
         shortage = event.shortage
         words = (
             f"{tilde(shortage.path)}\n"
-            f"needs {size(shortage.need)}, with the layers that are kept beside it until it is "
-            f"done; {size(shortage.free)} are free on the disk of {tilde(shortage.disk)}. "
-            "Nothing was started."
+            f"needs {size(shortage.need)}, including the layers kept until it is done; "
+            f"{size(shortage.free)} free on {tilde(shortage.disk)}. Nothing was started."
         )
         options = [
-            Option("o", "name another place", "place"),
-            Option("b", "back", "back", "make room, then start it again"),
+            Option("o", "change the output", "place"),
+            Option("b", "back", "back", "free space, then start again"),
         ]
 
         async def answered(answer: str | None) -> None:
             if answer == "place" and self.view is not None:
                 await self.run_action(self.view.output_action, self.view)
 
-        self.push_screen(Ask("Not enough room", words, options), answered)
+        self.push_screen(Ask("Not enough disk space", words, options), answered)
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""
@@ -195,6 +221,11 @@ class VLoRAApp(BaseApp):
 
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).show_only(event.words)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps."""
+        return STEPS
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
@@ -220,14 +251,19 @@ class VLoRAApp(BaseApp):
         """Bring a step into view; its view is made when it is first wanted."""
         switcher = self.query_one("#steps", ContentSwitcher)
         async with self._showing:  # a key may ask for a view that is just being made
-            if not switcher.query(f"#{step_id}"):
-                step = next(step for step in STEPS if step.id == step_id)
-                make: Callable[..., View] = getattr(importlib.import_module(step.module), step.view)
-                await switcher.add_content(make(id=step_id), set_current=True)
-            switcher.current = step_id
-        self.refresh_bar()
-        if self.view is not None:
-            self.view.shown()
+            self._begin_batch()  # step, status line and keys come into sight together
+            try:
+                if not switcher.query(f"#{step_id}"):
+                    step = next(step for step in STEPS if step.id == step_id)
+                    module = importlib.import_module(step.module)
+                    make: Callable[..., View] = getattr(module, step.view)
+                    await switcher.add_content(make(id=step_id), set_current=True)
+                switcher.current = step_id
+                self.refresh_bar()
+                if self.view is not None:
+                    self.view.shown()
+            finally:
+                self.call_later(self._end_batch)  # behind the focus that the step asked for
 
     @on(SessionChanged)
     def show_change(self, change: SessionChanged) -> None:
@@ -242,11 +278,12 @@ class VLoRAApp(BaseApp):
             self.view.changed(change)
         if isinstance(change, JobsChanged):
             self.bad_adapters.looked_at(self.jobs.views)
+            self.announcer.looked(self.jobs.views, self.jobs.is_own)
 
     def on_measuring_failed(self, event: MeasuringFailed) -> None:
         """Say why, where step 2 is not there to say it."""
         if self.view is None or self.view.id != "choose":
-            self.complain(f"While measuring the adapters: {event.problem}")
+            self.complain(f"Measuring failed: {event.problem}")
 
     def on_complaint(self, event: Complaint) -> None:
         self.complain(event.text)
@@ -254,7 +291,7 @@ class VLoRAApp(BaseApp):
     def refresh_bar(self) -> None:
         """Draw the status line again."""
         view = self.view
-        job = _job_words(self.jobs.running)
+        job = job_words(self.jobs.running, self.jobs.is_own)
         for bar in self.query(TopBar):  # there is none while the application ends
             bar.show(view.step if view else 1, self.session.title(), job)
 
@@ -262,11 +299,12 @@ class VLoRAApp(BaseApp):
         await self.show_step(step_id)
 
     def action_copy_row(self) -> None:
-        self._copy(self.view.row_text() if self.view else None, "There is no row to copy here.")
+        self._copy(self.view.row_text() if self.view else None, "No row to copy.")
 
     def action_copy_command(self) -> None:
         text = self.view.command_text() if self.view else None
-        self._copy(text, "There is no command for this yet: mark adapters first (space).")
+        how = f"No command yet: mark adapters first ({key('adapters.mark')} in step 1)."
+        self._copy(text, how)
 
     def _copy(self, text: str | None, otherwise: str) -> None:
         from vlora_tui.tui.terminal.clipboard import copy
@@ -279,16 +317,3 @@ class VLoRAApp(BaseApp):
     def action_filter(self) -> None:
         if self.view is not None:
             self.view.open_filter()
-
-
-def _job_words(running: list[JobView]) -> str:
-    """A word about the job that runs: its stage, how far it is, how long it still takes."""
-    if not running:
-        return ""
-    view = running[0]
-    more = f" +{len(running) - 1}" if len(running) > 1 else ""
-    if view.progress is None:
-        return f"job: {view.state}{more}"
-    eta = "" if view.eta is None else f", {view.eta:.0f} s left"
-    at = view.progress
-    return f"job: {at.stage} {how_much(at.stage, at.done, at.total)}{eta}{more}"

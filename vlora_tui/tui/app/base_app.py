@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.text import Text
-from textual import work
-from textual.app import SystemCommand
+from textual import events, work
+from textual.app import ScreenStackError, SuspendNotSupported, SystemCommand
 from textual.binding import Binding
+from textual.geometry import Region
 from textual.screen import ModalScreen, Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.utils.files import write_file
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.fault_net import FaultNet
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
+from vlora_tui.tui.core.view import View
+from vlora_tui.tui.key_names import key, keyed, use
 from vlora_tui.tui.text import clean, tilde
-from vlora_tui.utils.config import Config, Problem, load_config
+from vlora_tui.utils.config import Config, Problem, load_config, template
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -30,6 +38,7 @@ WIDTHS = [(0, "-tiny"), (60, "-narrow"), (80, "-medium"), (110, "-wide"), (150, 
 HEIGHTS = [(0, "-short"), (20, "-low"), (30, "-tall")]
 FALLBACK_THEME = "textual-dark"
 PLAIN_THEME = "ansi-dark"  # says with bold, dim and reverse what others say in colours
+MESSAGE_WIDTH = 60  # columns of a message, where there is room
 GONE = 129  # what a shell calls the end by SIGHUP
 
 
@@ -42,7 +51,7 @@ class BaseApp(FaultNet):
 
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
-    ALLOW_IN_MAXIMIZED_VIEW = "TopBar, Footer"
+    ALLOW_IN_MAXIMIZED_VIEW = "TopBar, Keys"
     AUTO_FOCUS = None  # it would take the first table there is, be it that of a step out of view
     ESCAPE_TO_MINIMIZE = False  # the steps know best what Escape leaves first
 
@@ -57,6 +66,7 @@ class BaseApp(FaultNet):
         self.recipe: Recipe | None = None
         self.demo: str | None = None
         self._wanted_step: str | None = None
+        use(self.config.keys)
         if self.config.keys:
             self.set_keymap(self.config.keys)
         theme = str(self.config["theme"])
@@ -67,6 +77,15 @@ class BaseApp(FaultNet):
             self._draw_in_ascii()
 
     # the view in sight; the application says which
+
+    @property
+    def steps(self) -> Sequence[Any]:
+        """The steps: each has a key, a name, and the id of its view."""
+        raise NotImplementedError
+
+    async def show_adapters(self, places: list[str]) -> None:
+        """Go to the adapters, and look into these places too."""
+        raise NotImplementedError
 
     @property
     def view(self) -> Any:
@@ -100,26 +119,41 @@ class BaseApp(FaultNet):
         nearer = getattr(self.focused, "help_text", "")
         if nearer and self.focused is not view:
             words = f"{words}\n\n{nearer}"
+        words = keyed(words)
         title = f"Step {view.step}, {view.title}" if view is not None else "Help"
         sections = help_sections(self.screen, self.get_key_display)
 
         def answered(answer: str | None) -> None:
             if answer == "guides":
                 self.choose_guide()
+            elif answer == "terms":
+                self.show_terms()
 
         self.push_screen(Help(title, words, sections), answered)
 
     def action_command_palette(self) -> None:
         if not isinstance(self.screen, ModalScreen):
-            from vlora_tui.tui.app.palette import Palette
+            from vlora_tui.tui.app.palette import Palette, palette_entries
 
-            self.push_screen(Palette())
+            entries = palette_entries(self)
+
+            def taken(answer: str | None) -> None:
+                if answer is not None:
+                    self.call_later(entries[int(answer)].run)
+
+            self.push_screen(Palette(entries), taken)
 
     def choose_guide(self) -> None:
         """Ask which guide, and show it."""
         from vlora_tui.tui.widgets.guide_page import which_guide
 
         self.push_screen(which_guide(), self.show_guide)
+
+    def show_terms(self, term: str = "") -> None:
+        """Show what the words mean; one of them first."""
+        from vlora_tui.tui.widgets.terms_page import TermsPage
+
+        self.push_screen(TermsPage(term))
 
     def show_guide(self, name: str | None) -> None:
         """Show a guide; nothing where none was chosen."""
@@ -131,20 +165,67 @@ class BaseApp(FaultNet):
         self.push_screen(GuidePage(guide(name)))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette's entries; Textual asks for them by this name."""
+        """The palette's entries, as Textual asks for them."""
         from vlora_tui.tui.app.palette import palette_entries
 
-        file = tilde(self.config.file)
-        return palette_entries(
-            self,
-            screen,
-            show_guide=self.show_guide,
-            settings_file=file,
-            say_settings=lambda: self._say_settings(file),
-        )
+        for entry in palette_entries(self):
+            yield SystemCommand(entry.title, entry.keys, partial(self.call_later, entry.run))
 
-    def _say_settings(self, file: str) -> None:
-        self.notify(f"{file}\n`vlora-tui config edit` opens it in your editor.", markup=False)
+    def say_settings(self) -> None:
+        """Say where the settings are kept."""
+        self.notify(f"The settings are in {tilde(self.config.file)}.", markup=False)
+
+    def edit_settings(self) -> None:
+        """Open the settings in the user's editor; they count from the next start on."""
+        words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+        try:
+            if not self.config.file.exists():
+                self.config.file.parent.mkdir(parents=True, exist_ok=True)
+                write_file(self.config.file, template())
+            with self.suspend():
+                subprocess.run([*words, str(self.config.file)])
+        except (OSError, VLoRAError, SuspendNotSupported) as error:
+            self.complain(f"No editor can be opened: {error}. The file is {self.config.file}.")
+            return
+        self.notify("Settings count from the next start on.")
+
+    # messages
+
+    def write_to_terminal(self, text: str) -> None:
+        """Write what is no part of the picture: a title, a notification."""
+        if self._driver is not None and not self._exit:
+            self._driver.write(text)
+
+    def notify(self, message: str, **given: Any) -> None:
+        """Show a message where it hides neither what has the focus nor what it is about."""
+        super().notify(message, **given)
+        with suppress(ScreenStackError):
+            self.call_after_refresh(self._place_messages, message)
+
+    def _place_messages(self, message: str) -> None:
+        lines = 3 + sum(1 + len(line) // MESSAGE_WIDTH for line in message.split("\n"))
+        width, height = min(MESSAGE_WIDTH, self.size.width // 2), min(lines, self.size.height // 2)
+        left = self.size.width - width
+        above = Region(left, 1, width, height)
+        below = Region(left, self.size.height - 1 - height, width, height)
+        hidden_above, hidden_below = (self._hidden_by(place) for place in (above, below))
+        prefers_below = bool(getattr(self.view, "messages_below", False))
+        is_below = hidden_below < hidden_above or (prefers_below and hidden_below == hidden_above)
+        for rack in self.screen.query("ToastRack"):
+            rack.set_class(is_below, "-below")
+
+    def _hidden_by(self, place: Region) -> int:
+        """Cells of what has the focus that a message there would lie over, its cursor first."""
+        focused = self.focused
+        if focused is None:
+            return 0
+        line = getattr(focused, "cursor_line", None)
+        region = focused.region
+        if line is not None:
+            cursor = Region(region.x, region.y + line, region.width, 1).intersection(region)
+            if cursor.intersection(place):
+                return 10**6
+        return region.intersection(place).area
 
     # keys and colours
 
@@ -185,6 +266,11 @@ class BaseApp(FaultNet):
         ScrollBar.renderer = Plain
         self.add_class("-ascii")
 
+    def on_resize(self, event: events.Resize) -> None:
+        """Before anything is drawn in a new size, every step arranges itself for it."""
+        for view in self.query(View):
+            view.fit_to(*event.size)
+
     # a pane on the whole screen
 
     def action_maximise(self) -> None:
@@ -204,6 +290,20 @@ class BaseApp(FaultNet):
         self.refresh()
 
     # leaving
+
+    def action_help_quit(self) -> None:
+        """Ctrl+C copies in a field; elsewhere it says how to quit."""
+        self.notify(f"Press {key('app.leave')} to quit.", markup=False)
+
+    def action_escape(self) -> None:
+        """Leave what is only for a moment; what is left when no step has something of its own."""
+        if self.screen.maximized is not None:
+            self.screen.minimize()
+        elif self._message_in_sight():
+            self.clear_notifications()
+
+    def _message_in_sight(self) -> bool:
+        return bool(self._notifications)
 
     def action_leave(self, ask: bool = False) -> None:
         """Back from what is only for a moment, else quit; a running job asks first.

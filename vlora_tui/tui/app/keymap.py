@@ -12,9 +12,10 @@ from textual.keys import _get_unicode_name_from_key, key_to_character
 
 from vlora_tui.utils.config import Config, Problem
 
-TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s", "ctrl+z")
+TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s")
 MODULES = (
     "vlora_tui.tui.app.app",
+    "vlora_tui.tui.app.palette",
     "vlora_tui.tui.adapters.view",
     "vlora_tui.tui.choose.view",
     "vlora_tui.tui.run.view",
@@ -29,6 +30,9 @@ MODULES = (
     "vlora_tui.tui.widgets.matrix",
     "vlora_tui.tui.widgets.dialogs",
     "vlora_tui.tui.widgets.guide_page",
+    "vlora_tui.tui.widgets.terms_page",
+    "vlora_tui.tui.widgets.form",
+    "vlora_tui.tui.export.merge",
 )
 
 

@@ -2,54 +2,113 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar, NamedTuple
+
 from rich.cells import cell_len
-from textual.app import ComposeResult
-from textual.dom import DOMNode
-from textual.events import Resize
+from rich.text import Text
+from textual import events
+from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer
-from textual.widgets._footer import FooterKey
 
 from vlora_tui.tui.core.view import View
 
 ALWAYS = ("explain", "leave")  # nobody is left without help or a way out
 
 
-class Keys(Footer):
-    """A footer that leaves keys out that have nothing to act on, or would be cut off."""
+class ShownKey(NamedTuple):
+    """A key of the line: how it is written, its word, what it does, and of which widget."""
 
-    def compose(self) -> ComposeResult:
-        view: View | None = getattr(self.app, "view", None)
-        shown = [key for key in super().compose() if view is None or view.is_of_use(_action(key))]
-        width_left = (self.size.width or self.app.size.width) - sum(
-            _width(key) for key in shown if _action(key) in ALWAYS
+    display: str
+    name: str
+    action: str
+    node: Any
+
+    @property
+    def width(self) -> int:
+        """Cells, with the blank behind it."""
+        return cell_len(self.display) + 1 + cell_len(self.name) + 1
+
+
+class Keys(Widget):
+    """One line, painted with what it is about: a step and its keys come into sight together.
+
+    Keys that have nothing to act on are left out, and those that would be cut off.
+    """
+
+    ALLOW_SELECT = False
+    COMPONENT_CLASSES: ClassVar[set[str]] = {"keys--key", "keys--name"}
+    DEFAULT_CSS = """
+    Keys {
+        dock: bottom;
+        height: 1;
+        background: $panel;
+        & > .keys--key { color: $footer-key-foreground; text-style: bold; }
+        & > .keys--name { color: $footer-description-foreground; }
+    }
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: tuple[ShownKey, ...] = ()
+
+    def on_mount(self) -> None:
+        self.screen.bindings_updated_signal.subscribe(self, self._renew)
+
+    def on_unmount(self) -> None:
+        self.screen.bindings_updated_signal.unsubscribe(self)
+
+    def _renew(self, screen: Screen[Any]) -> None:
+        if self.is_attached and tuple(self.shown) != self._drawn:
+            self.refresh()
+
+    @property
+    def shown(self) -> list[ShownKey]:
+        """The keys that are of use and fit, in their order."""
+        keys = self._of_use()
+        left = (self.size.width or self.app.size.width) - sum(
+            key.width for key in keys if _name(key.action) in ALWAYS
         )
-        for key in shown:
-            if _action(key) not in ALWAYS:
-                width_left -= _width(key)
-                if width_left < -1:  # the last needs no space behind it
+        fitting = []
+        for key in keys:
+            if _name(key.action) not in ALWAYS:
+                left -= key.width
+                if left < -1:  # the last needs no space behind it
                     continue
-            yield key
+            fitting.append(key)
+        return fitting
 
-    async def recompose(self) -> None:
-        await super().recompose()
-        # Each key watches the footer, and Textual forgets those that are gone only when what they
-        # watch changes, which is never: every key that was ever shown would stay in memory.
-        watchers: dict[str, list[tuple[DOMNode, object]]] = getattr(self, "__watchers", {})
-        for entries in watchers.values():
-            entries[:] = [entry for entry in entries if entry[0].is_attached]
+    def _of_use(self) -> list[ShownKey]:
+        view: View | None = getattr(self.app, "view", None)
+        keys: dict[str, ShownKey] = {}
+        for active in self.screen.active_bindings.values():
+            binding = active.binding
+            if not binding.show or not active.enabled or binding.action in keys:
+                continue
+            if view is None or view.is_of_use(_name(binding.action)):
+                display = self.app.get_key_display(binding)
+                key = ShownKey(display, binding.description, binding.action, active.node)
+                keys[binding.action] = key
+        return list(keys.values())
 
-    async def on_resize(self, event: Resize) -> None:
-        if self._bindings_ready:
-            await self.recompose()
+    def render(self) -> Text:
+        self._drawn = tuple(self.shown)
+        text = Text(no_wrap=True, overflow="crop")
+        of_key, of_name = (self.get_component_rich_style(f"keys--{part}", partial=True)
+                           for part in ("key", "name"))  # fmt: skip
+        for key in self._drawn:
+            text.append(key.display, of_key)
+            text.append(f" {key.name} ", of_name)
+        return text
+
+    async def on_click(self, event: events.Click) -> None:
+        at = 0
+        for key in self._drawn:
+            if at <= event.x < at + key.width:
+                await self.app.run_action(key.action, key.node)
+                return
+            at += key.width
 
 
-def _action(key: Widget) -> str:
+def _name(action: str) -> str:
     """The name alone, without its place and its arguments."""
-    return key.action.partition("(")[0].rpartition(".")[2] if isinstance(key, FooterKey) else ""
-
-
-def _width(key: Widget) -> int:
-    if not isinstance(key, FooterKey):
-        return 0
-    return cell_len(key.key_display) + 1 + cell_len(key.description) + 1
+    return action.partition("(")[0].rpartition(".")[2]

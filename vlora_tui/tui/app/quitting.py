@@ -25,8 +25,8 @@ def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProbl
         options = [Option("s", "stay", STAY), Option("l", "leave", LEAVE, "and quit")]
         return ListProblems("Quit", "No job is running. Marks and choices are kept.", [], options)
     many = len(running) > 1
-    words = f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
-    words += f" not need this terminal; the next start finds {'them' if many else 'it'} again."
+    words = f"{len(running)} jobs are running." if many else "A job is running."
+    words += " You can leave and reattach later."
     options = [Option("l", f"leave {'them' if many else 'it'} running", LEAVE, "and quit")]
     if own:
         others = len(running) - len(own)

@@ -142,6 +142,7 @@ class ChooseView(View):
             at = view.progress
             far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
+        doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
         return f"{doing}\n\nThe curve fills layer by layer. 3 shows the job and its log."
 
     def is_of_use(self, action: str) -> bool:
@@ -280,6 +281,8 @@ class ChooseView(View):
             self.editor.show_as(editing=False, opened=False)
         elif self.editor.shown.pattern:
             self.editor.show_as(pattern="")
+        else:
+            self.host.action_escape()
 
     def action_cells(self) -> None:
         """What the cells show; with the keys on size against error, whose errors that is about."""
@@ -372,6 +375,10 @@ class ChooseView(View):
     def on_resize(self, event: events.Resize) -> None:
         self._size_classes(*self.app.size)
         self.redraw()
+
+    def fit_to(self, width: int, height: int) -> None:
+        if self.is_mounted:
+            self._size_classes(width, height)
 
     def _size_classes(self, width: int, height: int) -> None:
         """Three panes, one pane with tabs, or one without borders: by the terminal's size."""

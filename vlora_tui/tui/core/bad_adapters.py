@@ -15,7 +15,8 @@ from textual.screen import ModalScreen
 from vlora_engine.findings import Finding
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
-from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.key_names import key
+from vlora_tui.tui.text import advice, clean, plural
 from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ class BadAdapterPrompt:
         left = len(session.included) - len(bad)
         running = self._jobs.spectra_job is not None
         options = [
-            _option("l", "leave out and go on", LEAVE, f"with the other {left}"),
-            _option("s", "show them", SHOW, "in Adapters, with what was found"),
-            _option("x", "stop", STOP, "measuring the others too" if running else "choose nothing"),
+            _option("l", "skip and continue", LEAVE, f"{left} left"),
+            _option("s", "show", SHOW, "in Adapters, with the findings"),
+            _option("x", "stop measuring" if running else "cancel", STOP),
         ]
         words = f"{plural(len(bad), 'adapter')} of {len(session.included)} cannot be used."
 
@@ -114,12 +115,11 @@ class BadAdapterPrompt:
         bad = ruled_out(errors, self._session.infos)
         listed = problems(self._session, bad) if bad else [_problem(e) for e in errors]
         options = [
-            _option("s", "show them", SHOW, "in Adapters, with what was found"),
-            _option("x", "stop here", STOP, "the job stays in the list"),
+            _option("s", "show", SHOW, "in Adapters, with the findings"),
+            _option("x", "cancel", STOP, "the job stays in the list"),
         ]
         if can_go_on(view):
-            more = "a new job with the others"
-            options.insert(0, _option("l", "leave out and go on", LEAVE, more))
+            options.insert(0, _option("l", "skip and continue", LEAVE, "as a new job"))
 
         def answered(answer: str | None) -> None:
             if answer == LEAVE:
@@ -150,7 +150,7 @@ class BadAdapterPrompt:
         session.leave_out(paths)
         if paths:
             left = plural(len(session.included), "adapter")
-            text = f"{len(paths)} left out ({names_of(session, paths)}); {left} go on."
+            text = f"Skipped {len(paths)} ({names_of(session, paths)}). Continuing with {left}."
             self._app.notify(text, markup=False)
         self._app.post_message(CollectionChanged())
 
@@ -188,7 +188,7 @@ def problems(session: Session, bad: Mapping[str, Finding]) -> list[tuple[str, li
     return [
         (
             session.infos[path].name if path in session.infos else path,
-            [finding.what, *([f"to mend it: {finding.remedy}"] if finding.remedy else [])],
+            [finding.what, *([f"fix: {fix}"] if (fix := advice(finding.remedy or "")) else [])],
         )
         for path, finding in bad.items()
     ]
@@ -212,10 +212,12 @@ def _finding(error: Mapping[str, Any]) -> Finding:
 
 def _unexplained(path: str) -> Finding:
     what = "It could not be read when the adapters were measured."
-    return Finding(CODE, "error", what, "r in Adapters looks again", adapter=path)
+    return Finding(
+        CODE, "error", what, f"scan again: {key('adapters.again')} in step 1", adapter=path
+    )
 
 
-def _option(key: str, label: str, value: str, more: str) -> Option:
+def _option(letter: str, label: str, value: str, more: str = "") -> Option:
     from vlora_tui.tui.widgets.dialogs import Option
 
-    return Option(key, label, value, more)
+    return Option(letter, label, value, more)

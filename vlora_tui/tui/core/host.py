@@ -42,6 +42,9 @@ class Host(Protocol):
     def complain(self, text: str) -> None:
         """Say that something failed; the interface goes on."""
 
+    def action_escape(self) -> None:
+        """Escape, where the step has nothing of its own to leave."""
+
     def refresh_bar(self) -> None:
         """Draw the status line again."""
 

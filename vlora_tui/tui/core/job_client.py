@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.core.job_news import waiting_words
 from vlora_tui.tui.core.messages import (
     Complaint,
     DiskTooSmall,
@@ -88,6 +89,10 @@ class JobClient:
         view = self.view(self.spectra_job or "")
         return view is not None and not view.state.is_over
 
+    def waiting_words(self, job_id: str | None) -> str:
+        """Whom a job waits for; nothing where it does not wait."""
+        return waiting_words(self.view(job_id or ""), self.views)
+
     def is_own(self, view: JobView) -> bool:
         """Whether this window started a job; of one that does not say who did, it did not."""
         starter = view.job.info.started_by
@@ -115,7 +120,7 @@ class JobClient:
             if shortage is not None:
                 self._app.post_message(DiskTooSmall(shortage))
                 return
-            self._start(recipe, force, "Started. Closing the terminal leaves it running.")
+            self._start(recipe, force, "Started. It keeps running when the terminal is closed.")
 
         self._later(work, "starting the job")
 

@@ -33,7 +33,10 @@ class PaneView(View):
         """Set the classes ``one`` and ``short``."""
         # By the terminal, not by what this view is told: a view that is made while another step
         # is being drawn may be told of a size on the way, and of no other afterwards.
-        width, height = self.app.size.width, self.app.size.height - FRAME
+        self.fit_to(*self.app.size)
+
+    def fit_to(self, width: int, height: int) -> None:
+        height -= FRAME
         self.set_class(width < self.least[0] or height < self.least[1], "one")
         self.set_class(height < 12, "short")
 

@@ -22,6 +22,7 @@ class View(Vertical):
     step: ClassVar[int] = 0
     title: ClassVar[str] = ""
     help_text: ClassVar[str] = ""
+    messages_below: ClassVar[bool] = False  # its fields are above, where messages come otherwise
     output_action: ClassVar[str] = "place"  # the action that asks where the output goes
 
     @property
@@ -39,6 +40,13 @@ class View(Vertical):
 
     def shown(self) -> None:
         """The step came into view: focus what the user most likely wants, draw."""
+
+    def fit_to(self, width: int, height: int) -> None:
+        """The terminal is about to be drawn in this size: set the classes that depend on it.
+
+        What waits for its own resize is drawn once in the old arrangement, and on a machine that
+        is busy that is in sight for seconds.
+        """
 
     @property
     def is_in_view(self) -> bool:

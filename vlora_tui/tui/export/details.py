@@ -24,7 +24,8 @@ from vlora_engine.targets import find_target
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export.plan import Row
 from vlora_tui.tui.export.result import Outcome, off
-from vlora_tui.tui.text import clean, plural, tilde
+from vlora_tui.tui.key_names import key, keyed
+from vlora_tui.tui.text import advice, clean, plural, tilde
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size
@@ -218,14 +219,14 @@ class DetailsPane(Vertical):
 
     def _merge_words(self, stale: bool) -> Text:
         if self._measuring is not None:
-            return Text("Measuring… (x to stop)")
+            return Text(f"Measuring ({key('export.back')} to stop).")
         if self._wanted is None:
-            return Text("The preview says what is missing.")
+            return Text("The preview shows what is missing.")
         if self._of is None:
-            words = "p measures what the merge keeps of each input. "
-            return Text(words + self._hint)
+            words = f"{key('export.measure')} measures what the merge keeps of each; "
+            return Text(f"{words}nothing is written. {self._hint}")
         if stale:
-            return Text("Measured with other settings; p measures again.")
+            return Text(f"Settings have changed; {key('export.measure')} measures again.")
         if isinstance(self._found, Measured):
             return Text(f"{self._found.words} {self._worst_words()}{MEANING}")
         return Text(f"It could not be measured: {self._found}", style=self._tones["error"])
@@ -287,7 +288,7 @@ def row_text(row: Row, target: str | None, outcome: Outcome, tones: Tones) -> Te
     elif row.state == "no":
         text.append("refused   ", style=tones["error"])
         text.append(f"{clean(row.why)}\n")
-        text.append(f"  {clean(row.mend)}\n", style=tones["good"])
+        text.append(f"  {clean(advice(keyed(row.mend)))}\n", style=tones["good"])
     if row.opinion is None or target is None:
         text.rstrip()
         return text
@@ -295,11 +296,11 @@ def row_text(row: Row, target: str | None, outcome: Outcome, tones: Tones) -> Te
     for finding in row.opinion.stays:
         _finding(text, finding, tones)
     if row.opinion.fixed:
-        text.append(f"The export mends, for {label}:\n", style=tones["good"])
+        text.append(f"Fixed by the export, for {label}:\n", style=tones["good"])
         for finding in row.opinion.fixed:
             text.append(f"  {clean(finding.what)}\n", style=tones["muted"])
     if not row.opinion.stays and not row.opinion.fixed:
-        text.append(f"Its headers show nothing that {label} would mind.\n", style=tones["good"])
+        text.append(f"No problems found for {label} (headers only).\n", style=tones["good"])
     text.rstrip()
     return text
 
@@ -323,7 +324,7 @@ def _written(text: Text, path: str, outcome: Outcome, tones: Tones) -> None:
 def _finding(text: Text, finding: Finding, tones: Tones) -> None:
     text.append(f"{finding.severity:<10}", style=tones.get(finding.severity, tones["muted"]))
     text.append(f"{clean(finding.what)}\n")
-    for label, words in (("mend it", finding.remedy), ("command", finding.fix)):
+    for label, words in (("fix", advice(finding.remedy or "")), ("command", finding.fix)):
         if words:
             text.append(f"{label:<10}", style=tones["good"])
             text.append(f"{clean(words)}\n")

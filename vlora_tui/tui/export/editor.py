@@ -11,6 +11,7 @@ from vlora_tui.tui.export.form_rows import edit_of, edited, turned
 from vlora_tui.tui.export.merge import MethodBox, wrong_in
 from vlora_tui.tui.export.recipes import parse_weight
 from vlora_tui.tui.export.settings import Settings, weights_of
+from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.dialogs import Prompt
 
@@ -98,9 +99,13 @@ class SettingsEditor:
         """The marked item under the cursor, where its weight matters."""
         item = self._items.table.row
         if self.settings.doing != "merge":
-            self._view.notify("Only a merge has weights: m.", markup=False)
+            self._view.notify(
+                f"Weights apply to merge only ({key('export.turn')} switches).", markup=False
+            )
         elif item is None or item.name not in self._marked:
-            self._view.notify("This line is not marked; space marks it.", markup=False)
+            self._view.notify(
+                f"This row is not marked ({key('export.mark')} marks it).", markup=False
+            )
         else:
             return item.name
         return None
@@ -110,14 +115,16 @@ class SettingsEditor:
     def next_dtype(self) -> None:
         """The next dtype."""
         if self.settings.doing == "resize":
-            self._view.notify("Another rank keeps the dtype.", markup=False)
+            self._view.notify("Resizing keeps the dtype.", markup=False)
         else:
             self.turn_value("dtype", 1)
 
     def next_target(self, by: int) -> None:
         """The next target."""
         if self.settings.doing != "export":
-            self._view.notify("Only an export has a target: m.", markup=False)
+            self._view.notify(
+                f"Targets apply to export only ({key('export.turn')} switches).", markup=False
+            )
         else:
             self.turn_value("target", by)
 

@@ -27,41 +27,48 @@ from vlora_tui.tui.export.settings import (
     dtypes_of,
     next_of,
 )
+from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Field
 
 DOING = {
-    "export": ("export each", "Each marked line becomes an adapter of its own."),
-    "merge": ("merge into one", "What is marked becomes one adapter; a single one needs a weight."),
-    "resize": ("give another rank", "Each marked line is written at another rank."),
+    "export": ("export", "Each marked row becomes an adapter."),
+    "merge": ("merge", "The marked ones become one adapter; a single one needs a weight."),
+    "resize": ("resize", "Each marked row is written at another rank."),
 }
 RULE = {
-    "rank": ("one rank", "The rank of every module; larger ones are cut where dW loses least."),
+    "rank": ("fixed rank", "The rank of every module; larger ones are cut where dW loses least."),
     "energy": ("a share of dW's energy", "As few numbers as hold this share of ||dW||^2."),
     "server": ("for a server", "One rank and one scale for all modules, no larger than it takes."),
 }
 WRITTEN = "The dtype of A and B; other tensors stay bit for bit as they were."
 
 
-def form_lines(
-    settings: Settings, plan: Plan, names: Sequence[str], *, ascii_only: bool
-) -> list[Field]:
+def form_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     """The form; ``names`` are those of what is marked."""
     doing, about = DOING[settings.doing]
-    fields = [Field("doing", "do", doing, "choice", f"{about} m changes this from anywhere.")]
-    many = plural(len(plan.rows), "adapter") if plan.rows else "nothing"
+    fields = [Field("doing", "action", doing, "choice", f"{about} ({key('export.turn')})")]
     if settings.doing == "merge":
         fields += merge_lines(settings, names)
-        label = f"Merge {len(names)} into one"
     elif settings.doing == "resize":
         fields += _resize_lines(settings, names)
-        label = f"Resize {many}"
     else:
         fields += _export_lines(settings, len(names))
-        label = f"Write {many}"
-    label += f", replacing {len(plan.there)}" if plan.there else ""
-    arrow = ">" if ascii_only else "▸"
-    return [*fields, Field("start", "", f"{arrow} {label}", "action", "Enter starts the job.")]
+    return fields
+
+
+def start_label(settings: Settings, plan: Plan, names: Sequence[str]) -> tuple[str, bool]:
+    """What would be written, and whether it can be: in a job all is written or nothing."""
+    if not names:
+        return "Nothing selected", False
+    if plan.refused:
+        return f"{len(plan.refused)} of {len(plan.rows)} cannot be written", False
+    if plan.problem is not None or not plan.rows:
+        return "Nothing to write", False
+    many = plural(len(plan.rows), "adapter")
+    labels = {"merge": f"Merge {len(names)} into one", "resize": f"Resize {many}"}
+    label = labels.get(settings.doing, f"Write {many}")
+    return label + (f", replacing {len(plan.there)}" if plan.there else ""), True
 
 
 def turned(settings: Settings, key: str, by: int) -> Settings:
@@ -89,12 +96,12 @@ def turned(settings: Settings, key: str, by: int) -> Settings:
 
 def _export_lines(settings: Settings, marked: int) -> list[Field]:
     target = TARGETS[settings.target]
-    about = f"{target.about} s changes this from anywhere."
+    about = f"{target.about} ({key('export.target')})"
     return [
         Field("target", "target", target.name, "choice", about),
         *_target_lines(settings),
         _out_line("out", settings.out, marked),
-        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", WRITTEN),
+        Field("dtype", "dtype", DTYPES[settings.dtype], "choice", WRITTEN),
         _verify_line(settings),
     ]
 
@@ -108,8 +115,8 @@ def _target_lines(settings: Settings) -> list[Field]:
         fields.append(Field("base", "base", value, "text", about))
     if target.no_rest:
         about = f"Tensors besides A and B: {target.no_rest}."
-        value = "left out" if settings.drop_rest else "refused"
-        fields.append(Field("drop_rest", "the rest", value, "choice", about))
+        value = "drop" if settings.drop_rest else "not allowed"
+        fields.append(Field("drop_rest", "other tensors", value, "choice", about))
     return fields
 
 
@@ -121,10 +128,10 @@ def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
         takes = f"Ranks up to {most} stay." if most else "Any rank stays."
         value = Field("server", "server", settings.server, "choice", takes)
     else:
-        key = "new_rank" if settings.rule == "rank" else "share"
-        edit = edit_of(settings, key, names)
-        shown = edit.value or ("" if key == "new_rank" else f"{SHARE.default:g}")
-        value = Field(key, settings.rule, shown, "text", edit.words, edit.wrong(edit.value))
+        name = "new_rank" if settings.rule == "rank" else "share"
+        edit = edit_of(settings, name, names)
+        shown = edit.value or ("" if name == "new_rank" else f"{SHARE.default:g}")
+        value = Field(name, settings.rule, shown, "text", edit.words, edit.wrong(edit.value))
     return [
         Field("rule", "by", rule, "choice", about),
         value,
@@ -133,18 +140,16 @@ def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     ]
 
 
-def _out_line(key: str, path: str, marked: int) -> Field:
-    about = "{task} stands for each task's name. Enter changes it (o from anywhere)."
+def _out_line(name: str, path: str, marked: int) -> Field:
+    about = f"{{task}} stands for each task's name. ({key('export.place')})"
     alone = "{task}" not in path and marked > 1
-    wrong = "Several tasks need {task} in the place." if alone else ""
-    return Field(key, "goes to", tilde(path), "text", about, wrong)
+    wrong = "Several tasks need {task} in the output." if alone else ""
+    return Field(name, "output", tilde(path), "text", about, wrong)
 
 
 def _verify_line(settings: Settings) -> Field:
-    about = "Each is opened again and its dW compared with what was meant. b changes this."
-    return Field(
-        "verify", "read back", "yes, all of dW" if settings.verify else "no", "choice", about
-    )
+    about = f"Reads each back and compares its dW. ({key('export.verify')})"
+    return Field("verify", "verify", "full" if settings.verify else "no", "choice", about)
 
 
 class Edit(NamedTuple):
@@ -162,9 +167,9 @@ class Edit(NamedTuple):
 
 FOLDERS = "A folder for each task; {task} is its name."
 PATH_SETTINGS: Mapping[str, tuple[str, str]] = {
-    "out": ("Where it goes", FOLDERS),
-    "resized": ("Where it goes", FOLDERS),
-    "merged": ("Where it goes", "A folder."),
+    "out": ("Output", FOLDERS),
+    "resized": ("Output", FOLDERS),
+    "merged": ("Output", "A folder."),
     "base": (
         "Base model",
         "The base model's folder, or its config.json; empty: as the adapter says.",

@@ -7,42 +7,44 @@ from textual.binding import BindingType
 from vlora_tui.tui.widgets.bindings import hidden, shown
 
 HELP = (
-    "Mark tasks, say how and where, look at what is going to be written, then Enter. A job of "
-    "its own writes; it reads every adapter back and compares dW.\n"
-    "s chooses who is to read it: PEFT, or a server. The doctor says of every line what that "
-    "program will refuse or get wrong; Details has all of it, with what mends it. {task} in "
-    "the place stands for each task's name; nothing that exists is touched unless you type "
-    "so.\n"
-    "m turns to merging: the marked ones become one adapter, each with its weight (w types "
-    "it, [ and ] move it). p measures what the merge keeps of each of them and writes "
-    "nothing. m once more: other ranks. v opens what a job has written."
+    "Mark tasks, choose how and where, check the preview, then <export.start> writes. A job "
+    "writes, reads every adapter back and compares dW.\n"
+    "<export.target> chooses the target: PEFT, or a server. The doctor shows for every line what "
+    "that program will refuse or get wrong; Details has all of it, with the fix. {task} in the "
+    "output stands for each task's name. Nothing that exists is replaced unless you confirm.\n"
+    "<export.turn> switches to merge: the marked ones become one adapter, each with its weight "
+    "(<export.weight> types it, <export.lighter> and <export.heavier> move it). <export.measure> "
+    "measures what the merge keeps of each and writes nothing. <export.turn> again: resize to "
+    "another rank. <export.enter> opens what the cursor is on, <export.open> what a job has "
+    "written."
 )
 
 KEYS: list[BindingType] = [
-    shown("enter", "start", "Write", "export.start", "Write what the preview says"),
+    shown("enter", "enter", "Open", "export.enter", "Open what the cursor is on"),
+    shown("w", "start", "Write", "export.start", "Write what the preview shows"),
     shown("space", "mark", "Mark", "export.mark", "Mark or unmark the line"),
-    hidden("o", "place", "export.place", "Where it is written"),
-    shown("m", "turn", "Do", "export.turn", "Between exporting, merging and giving another rank"),
+    hidden("o", "place", "export.place", "Change the output"),
+    shown("m", "turn", "Action", "export.turn", "Export, merge or resize"),
     shown("p", "measure", "Measure", "export.measure",
-          "Measure what the merge keeps of each; write nothing"),
-    shown("s", "target(1)", "Target", "export.target", "Another target: PEFT, or a server"),
-    shown("v", "open", "Open", "export.open", "Open what the job has written"),
-    shown("tab", "next_pane(1)", "Pane", "export.next_pane", "Go to the next pane"),
-    hidden("shift+tab", "next_pane(-1)", "export.pane_before", "Go to the pane before"),
-    hidden("plus,asterisk", "all", "export.all", "Mark all that is shown"),
-    hidden("minus", "invert", "export.invert", "Turn all marks round"),
-    hidden("w", "type_weight", "export.weight", "Type the weight of the line in a merge"),
-    hidden("left", "weigh_here(-1)", "export.less", "In a merge: less weight for the line"),
-    hidden("right", "weigh_here(1)", "export.more", "In a merge: more weight for the line"),
+          "Measure what the merge keeps; write nothing"),
+    shown("s", "target(1)", "Target", "export.target", "Next target: PEFT, or a server"),
+    shown("v", "open", "Open", "export.open", "Open the result"),
+    hidden("tab", "next_pane(1)", "export.next_pane", "Next pane"),
+    hidden("shift+tab", "next_pane(-1)", "export.pane_before", "Previous pane"),
+    hidden("plus,asterisk", "all", "export.all", "Mark all rows shown"),
+    hidden("minus", "invert", "export.invert", "Invert marks"),
+    hidden("W", "type_weight", "export.weight", "Type the merge weight of the row"),
+    hidden("left", "weigh_here(-1)", "export.less", "Lower the merge weight of the row"),
+    hidden("right", "weigh_here(1)", "export.more", "Raise the merge weight of the row"),
     hidden("left_square_bracket", "weigh(-1)", "export.lighter",
-           "Less weight for the line in a merge", display="["),
+           "Lower the merge weight of the row", display="["),
     hidden("right_square_bracket", "weigh(1)", "export.heavier",
-           "More weight for the line in a merge", display="]"),
-    hidden("M", "methods", "export.methods", "All ways of merging"),
-    hidden("b", "verify", "export.verify", "Read back what was written, or not"),
-    hidden("d", "dtype", "export.dtype", "Another dtype"),
+           "Raise the merge weight of the row", display="]"),
+    hidden("M", "methods", "export.methods", "All merge methods"),
+    hidden("b", "verify", "export.verify", "Verify after writing, or not"),
+    hidden("d", "dtype", "export.dtype", "Next dtype"),
     hidden("t", "source", "export.source",
-           "Between the tasks of the subspace and the marked adapters"),
+           "Tasks of the subspace or marked adapters"),
     hidden("slash", "app.filter", "export.filter", "Filter by name"),
     hidden("x,escape", "back", "export.back", "Stop measuring, or clear the filter"),
 ]  # fmt: skip

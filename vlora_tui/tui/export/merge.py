@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 from rich.text import Text
-from textual import events
 from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical
@@ -30,6 +29,7 @@ from vlora_tui.tui.export.settings import (
     next_of,
     weights_of,
 )
+from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.bindings import shown
 from vlora_tui.tui.widgets.dialogs import Dialog
@@ -39,7 +39,7 @@ from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 MERGE_EDITS = {"rank": RANK, "energy": ENERGY, "scale": SCALE}
 NORMALIZE = {None: "method default", True: "yes", False: "no"}
-SPACE = {"delta": "on dW", "factors": "A and B apart, as vLoRA"}
+SPACE = {"delta": "on dW", "factors": "on A and B apart, as vLoRA"}
 
 
 def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
@@ -49,7 +49,8 @@ def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     fields += [
         _text_line(settings, p, settings.parameters.get(p.name, "")) for p in spec.parameters
     ]
-    about = "All weights at once; left and right change the weight of a line."
+    keys = f"{key('export.lighter')} {key('export.heavier')}"
+    about = f"All weights at once. Of one row: {keys} move it, {key('export.weight')} types it."
     fields.append(
         Field("weights", "weights", weights_text(settings, names) or "equal", "text", about)
     )
@@ -64,12 +65,14 @@ def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
         fields.append(_text_line(settings, ENERGY, settings.energy))
     if spec.factors:
         about = "What is merged: the weight changes, or A and B apart, as the first library does."
-        fields.append(Field("space", "merge", SPACE[settings.space], "choice", about))
-    about = "The dtype of A and B; as they were: the widest of the adapters'."
+        fields.append(Field("space", "merged", SPACE[settings.space], "choice", about))
+    about = "The dtype of A and B; unchanged: the widest of the adapters'."
     return [
         *fields,
         Field("dtype", "dtype", DTYPES[settings.dtype], "choice", about),
-        Field("merged", "output", tilde(settings.merged), "text", "Enter changes it (also o)."),
+        Field(
+            "merged", "output", tilde(settings.merged), "text", f"A folder. ({key('export.place')})"
+        ),
     ]
 
 
@@ -120,7 +123,7 @@ def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Fie
 def _layers_line(settings: Settings, marked: int) -> Field:
     about = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
     wrong = wrong_in(lambda: parse_layers(settings.layers, marked))
-    return Field("layers", "layers", settings.layers or "same for all layers", "text", about, wrong)
+    return Field("layers", "layers", settings.layers or "same for all", "text", about, wrong)
 
 
 def wrong_in(parse: Callable[[], object]) -> str:
@@ -148,7 +151,8 @@ class MethodBox(Dialog):
     MethodBox #method-said { height: auto; max-height: 40%; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        shown("escape,q", "cancel", "Back", "method.cancel", "Keep the method")
+        shown("enter", "take", "Select", "method.take", "Take the method"),
+        shown("escape,q", "cancel", "Back", "method.cancel", "Keep the method"),
     ]
 
     def __init__(self, method: str) -> None:
@@ -158,7 +162,7 @@ class MethodBox(Dialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
             box.border_title = Text("Merge method")
-            box.border_subtitle = Text("Enter select, Esc cancel")
+            box.border_subtitle = Text(keyed("<method.take> select, <method.cancel> cancel"))
             yield Table(COLUMNS, _cells, key=str)
             yield Static(id="method-said", markup=False)
 
@@ -174,13 +178,8 @@ class MethodBox(Dialog):
     def _table(self) -> Table[str]:
         return self.query_one(Table)
 
-    def on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
-            event.stop()
-            self._take()
-
     def on_table_pressed(self) -> None:
-        self._take()
+        self.action_take()
 
     def on_table_moved(self) -> None:
         self._say()
@@ -188,7 +187,7 @@ class MethodBox(Dialog):
     def on_resize(self) -> None:
         self.call_after_refresh(self._say)
 
-    def _take(self) -> None:
+    def action_take(self) -> None:
         if self._table.row is not None:
             self.dismiss(self._table.row)
 
@@ -242,7 +241,7 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     largest, least = by_size[0], by_size[-1]
     if sizes[largest] >= OUTVOTES * sizes[least] > 0:
         words += (
-            f"{names[largest]} is {sizes[largest] / sizes[least]:.2g} times the size of "
+            f"{names[largest]} is {sizes[largest] / sizes[least]:.2g}x the size of "
             f"{names[least]}: at equal weights the result is mostly the larger one."
         )
     return words.strip()

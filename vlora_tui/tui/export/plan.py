@@ -52,7 +52,7 @@ class Row:
     nbytes: int
     state: Literal["new", "there", "no"] = "new"
     why: str = ""
-    mend: str = "o names another place."
+    mend: str = "<export.place> changes the output."
     opinion: Opinion | None = None
     at_most: bool = False
     about: str = ""

@@ -11,19 +11,22 @@ from textual.widgets import Static
 
 from vlora_tui.tui.export.plan import Plan, Row
 from vlora_tui.tui.export.result import Outcome, off, result
-from vlora_tui.tui.text import TONES, clean, plural, tilde
+from vlora_tui.tui.export.settings import Item
+from vlora_tui.tui.key_names import key, keyed
+from vlora_tui.tui.text import TONES, advice, clean, plural, tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
+STATE = 16  # columns: "dW off by 0.0002" is never cut before its figure
 COLUMNS = (
     Column("name", "what", least=14, most=34, keep=5, lost="start"),
-    Column("path", "goes to", least=12, most=200, keep=2, lost="start"),
+    Column("path", "output", least=12, most=200, keep=2, lost="start"),
     Column("bytes", "size", right=True, keep=3),
     Column("doctor", "doctor", least=9, most=40, keep=4),
-    Column("state", "", least=10, most=40, keep=6),
+    Column("state", "", least=STATE, most=40, keep=6),
 )
 FANCY = {"good": "✓", "error": "✗", "warning": "!"}
 PLAIN = {"good": "+", "error": "x", "warning": "!"}
@@ -37,7 +40,7 @@ class PreviewPane(Vertical):
         self._marks = PLAIN if ascii_only else FANCY
         self._plan = Plan()
         self._view: JobView | None = None
-        self._verify = True
+        self._verify, self._waiting = True, ""
         self._columns: tuple[Column, ...] = COLUMNS
         self.outcome = Outcome()
 
@@ -51,15 +54,24 @@ class PreviewPane(Vertical):
         """The row under the cursor."""
         return self._table.row
 
-    def show(self, plan: Plan, view: JobView | None, *, verify: bool, starting: bool) -> None:
+    def show(
+        self,
+        plan: Plan,
+        view: JobView | None,
+        *,
+        verify: bool,
+        starting: bool,
+        waiting: str = "",
+    ) -> None:
         """Show a plan and how far it is.
 
         Args:
             view: The job that carries it out.
             verify: Whether it reads back what it writes.
             starting: A job was asked for that is not there yet.
+            waiting: For which other jobs it waits.
         """
-        self._plan, self._view, self._verify = plan, view, verify
+        self._plan, self._view, self._verify, self._waiting = plan, view, verify, waiting
         self.outcome = Outcome.of(view)
         judged = any(row.opinion is not None for row in plan.rows)
         self._columns = tuple(c for c in COLUMNS if judged or c.key != "doctor")
@@ -74,6 +86,12 @@ class PreviewPane(Vertical):
         line.set_class(wrong, "wrong")
         line.update(Text(text))
 
+    def go_to(self, item: Item | None) -> None:
+        """Put the cursor on the output of an item, where it has one."""
+        names = [row.name for row in self._plan.rows]
+        if item is not None and item.name in names:
+            self._table.move_to(names.index(item.name))
+
     @property
     def is_done(self) -> bool:
         """Whether a job has written all of it."""
@@ -82,21 +100,24 @@ class PreviewPane(Vertical):
     def words(self, starting: bool = False) -> tuple[str, bool]:
         """The line below: the job's result, or what stands in the way; whether that is wrong."""
         plan = self._plan
+        if self._waiting:
+            return self._waiting, False
         if self._view is not None:
             return result(self._view)
         if starting:
-            return "The job is being started.", False
+            return "Starting the job.", False
         if plan.problem is not None:
-            return plan.problem, True
+            return advice(keyed(plan.problem)), True
         if plan.refused:
-            row = plan.refused[0]
-            return f"Cannot be written: {clean(row.name)}: {row.why}. {row.mend}", True
+            row, mend = plan.refused[0], advice(keyed(plan.refused[0].mend))
+            some = f"{len(plan.refused)} of {len(plan.rows)}"
+            return f"{some} cannot be written. {clean(row.name)}: {row.why}. {mend}", True
         if plan.there:
             many = len(plan.there)
             there = f"{many} exist" if many > 1 else "One exists"
-            return f"{there} already; Enter asks before anything is replaced.", False
+            return f"{there} already; {key('export.start')} asks before replacing.", False
         if plan.free is not None and plan.nbytes > plan.free:
-            return f"The disk has {size(plan.free)} free: not enough.", True
+            return f"Not enough disk space: {size(plan.free)} free.", True
         return (f"Each is a folder with {plan.files}." if plan.rows else ""), False
 
     @property
@@ -138,8 +159,8 @@ class PreviewPane(Vertical):
             first, more = row.findings[0], len(row.findings) - 1
             return clean(first.what) + (f" +{more}" if more else ""), TONES[first.severity]
         if row.opinion.fixed:
-            return f"mends {len(row.opinion.fixed)}", "good"
-        return "nothing", "muted"
+            return f"fixes {len(row.opinion.fixed)}", "good"
+        return "ok", "muted"
 
     def _state(self, row: Row) -> Cell:
         view, path = self._view, str(row.path)
@@ -147,10 +168,10 @@ class PreviewPane(Vertical):
             if path in self.outcome.verified:
                 return f"dW {off(self.outcome.verified[path])}", "good"
             if path in self.outcome.written and view.error is not None and self._verify:
-                return "not read back", "error"
+                return "not verified", "error"
             if path in self.outcome.written or str(view.state) == "finished":
                 return "written", "good"
-            return ("not written", "error") if view.state.is_over else ("waits", "muted")
+            return ("not written", "error") if view.state.is_over else ("waiting", "muted")
         if row.state == "no":
             return row.why, "error"
         return (row.why, "warning") if row.state == "there" else ("new", "muted")

@@ -143,7 +143,7 @@ def _word(source: Source, item: Item) -> str:
 
 def _absolute(text: str) -> str:
     if not text.strip():
-        raise ParameterError("There is no place to write to; o names one")
+        raise ParameterError("There is no output yet; <export.place> sets it")
     return os.path.abspath(os.path.expanduser(text.strip()))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from vlora_engine.targets import Served, start_lines
 from vlora_tui.jobs import JobView
 from vlora_tui.pipeline import events
-from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.key_names import key
+from vlora_tui.tui.text import advice, clean, plural
 from vlora_tui.utils.formatting import size
 
 EXACT = 1e-12  # below that it is the rounding of the comparison itself
@@ -64,8 +65,9 @@ def off(error: float) -> str:
 def result(view: JobView) -> tuple[str, bool]:
     """How the job stands, in a line, and whether that is bad."""
     if view.error is not None:
-        parts = [str(view.error.get(key) or "") for key in ("what", "where", "remedy")]
-        return clean(" ".join(part for part in parts if part)) + " 3 shows its log.", True
+        what, where, remedy = (str(view.error.get(k) or "") for k in ("what", "where", "remedy"))
+        words = clean(" ".join(part for part in (what, where, advice(remedy)) if part))
+        return f"{words} {key('step.run')} shows its log.", True
     outcome = Outcome.of(view)
     words = f"{len(outcome.written)} written"
     merged = view.last(events.Merged)
@@ -77,10 +79,10 @@ def result(view: JobView) -> tuple[str, bool]:
         many = "" if merged is not None else f"{len(outcome.verified)} "
         words += f", {many}read back, {off(max(outcome.verified.values()))}"
     if not view.state.is_over:
-        return f"{view.state}: {words}. 3 shows the job.", False
+        return f"{view.state}: {words}. {key('step.run')} shows the job.", False
     if str(view.state) != "finished":
-        return f"The job was {view.state}: {words}. 3 shows it.", True
-    return f"Done: {words}. v opens what was written.{_start(outcome)}", False
+        return f"The job was {view.state}: {words}. {key('step.run')} shows it.", True
+    return f"Done: {words}. {key('export.open')} opens it.{_start(outcome)}", False
 
 
 def _start(outcome: Outcome) -> str:

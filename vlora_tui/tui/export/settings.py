@@ -32,7 +32,7 @@ Rule = Literal["rank", "energy", "server"]
 DOINGS: tuple[Doing, ...] = ("export", "merge", "resize")
 RULES: tuple[Rule, ...] = ("rank", "energy", "server")
 _WORDS = ("fp32", "fp16", "bf16", "q8_0")
-DTYPES: dict[str | None, str] = {None: "as they were", **{word: word for word in _WORDS}}
+DTYPES: dict[str | None, str] = {None: "unchanged", **{word: word for word in _WORDS}}
 
 MERGES: dict[str, MergeMethod] = {
     DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()

@@ -23,7 +23,7 @@ from vlora_tui.tui.core.messages import (
 from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.export.details import DetailsPane
 from vlora_tui.tui.export.editor import SettingsEditor
-from vlora_tui.tui.export.form_rows import form_lines
+from vlora_tui.tui.export.form_rows import form_lines, start_label
 from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.keys import HELP, KEYS
 from vlora_tui.tui.export.merge import likeness_words
@@ -39,7 +39,9 @@ from vlora_tui.tui.export.worker import (
     ExportPlanner,
     SubspaceBuilt,
 )
+from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import plural, tilde
+from vlora_tui.tui.widgets.buttons import Button, Buttons
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
@@ -53,9 +55,9 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 NOTHING = (
     "There is nothing to export yet.\n\n"
-    "Mark adapters on step 1: they are written for a server as they are, merged, or given another "
-    "rank. Or open a subspace there (enter on its row), or build one (2, then 3): its tasks are "
-    "listed here."
+    "Mark adapters in step <step.adapters> to write them for a server, merge or resize them.\n"
+    "Or open a subspace there (<adapters.go> on its row), or build one (<step.choose>): its tasks "
+    "are listed here."
 )
 
 
@@ -71,10 +73,11 @@ class ExportView(PaneView):
     help_text = HELP
     DEFAULT_CSS = STYLE
     BINDINGS: ClassVar[list[BindingType]] = KEYS
+    messages_below = True
 
     def compose(self) -> ComposeResult:
         ascii_only = self.host.ascii_only
-        yield Static(NOTHING, id="export-nothing", markup=False)
+        yield Static(keyed(NOTHING), id="export-nothing", markup=False)
         yield PaneTabs(id="export-tabs")
         with Horizontal(id="export-body", classes="side"):
             yield ItemsPane(ascii_only=ascii_only)
@@ -84,6 +87,7 @@ class ExportView(PaneView):
         with Horizontal(id="export-low", classes="side"):
             yield PreviewPane(ascii_only=ascii_only)
             yield DetailsPane()
+        yield Buttons(id="export-buttons")
         line = Input(placeholder="part of a name", compact=True, id="export-filter")
         line.cursor_blink = False
         yield line
@@ -102,7 +106,7 @@ class ExportView(PaneView):
     # what the application asks
 
     def not_ready(self) -> str | None:
-        return None if self.session.manifest is not None or self.session.marked else NOTHING
+        return None if self.session.manifest is not None or self.session.marked else keyed(NOTHING)
 
     def shown(self) -> None:
         self._built.look()
@@ -258,9 +262,10 @@ class ExportView(PaneView):
     def _draw_items(self) -> None:
         others = self.session.manifest is not None and self.session.marked
         other = "the tasks of the subspace" if self._is_input else "the marked adapters"
-        notes = [f"t lists {other} instead"] if others else []
+        notes = [f"{key('export.source')} lists {other} instead"] if others else []
         if self._settings.doing == "merge":
-            notes.append("left and right change a weight")
+            keys = f"{key('export.lighter')} {key('export.heavier')}"
+            notes.append(f"weights: {keys} move, {key('export.weight')} types")
         self._items.show(
             self._settings, "; ".join(notes), kept=self._details.kept, stale=self._details.is_stale
         )
@@ -268,9 +273,7 @@ class ExportView(PaneView):
     def _draw_form(self) -> None:
         lines = form_lines(
             self._settings,
-            self._plan,
             self._marked,
-            ascii_only=self.host.ascii_only,
         )
         self.query_one("#export-form", Form).show(lines)
         self._draw_hint()
@@ -286,13 +289,27 @@ class ExportView(PaneView):
             return
         starting = self.job.is_expected
         verify = self._settings.verify or self._settings.doing == "merge"
-        self._preview.show(self._plan, self.job.view, verify=verify, starting=starting)
+        job = self.job.view
+        waiting = "" if job is None else self.host.jobs.waiting_words(job.job.id)
+        self._preview.show(self._plan, job, verify=verify, starting=starting, waiting=waiting)
+        self.query_one(Buttons).show(self._buttons())
         self._draw_details()
         self.query_one(PaneTabs).show(self.panes(), self.pane)
         footer = (self._settings.doing, self._preview.is_done)
         if footer != self._footer:  # other keys are of use now
             self._footer = footer
             self.app.screen.refresh_bindings()
+
+    def _buttons(self) -> list[Button]:
+        """What can be done now; or why nothing is written."""
+        view, plan = self.job.view, self._plan
+        if self.job.is_expected or (view is not None and not view.state.is_over):
+            return [Button("", "Writing")]
+        label, can_start = start_label(self._settings, plan, self._marked)
+        start = Button("export.start", label, "start") if can_start else Button("", label)
+        if self._preview.is_done:
+            return [Button("export.open", "Open result", "open"), start]
+        return [start]
 
     def _draw_details(self) -> None:
         preview, settings = self._preview, self._settings
@@ -329,7 +346,7 @@ class ExportView(PaneView):
     def action_source(self) -> None:
         """Between the tasks of the subspace and the marked adapters."""
         if self.session.manifest is None or not self.session.marked:
-            self.notify("There is only one thing to write from.", markup=False)
+            self.notify("No other source is open.", markup=False)
             return
         self._wanted = "subspace" if self._is_input else "adapters"
         self._take_session()
@@ -337,8 +354,9 @@ class ExportView(PaneView):
         self._replan()
 
     def action_back(self) -> None:
-        """Stop measuring, or leave the filter."""
-        self.leave()
+        """Stop measuring, leave the filter, or give the pane its place back."""
+        if not self.leave():
+            self.host.action_escape()
 
     # keys: settings
 
@@ -366,6 +384,10 @@ class ExportView(PaneView):
         """All ways of merging, to choose one."""
         self.editor.ask_method()
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Weights are of a merge alone: elsewhere an arrow does nothing."""
+        return action not in ("weigh", "weigh_here") or self._settings.doing == "merge"
+
     def action_weigh(self, by: int) -> None:
         """Move the weight of the line a step."""
         self.editor.weigh(by)
@@ -386,11 +408,11 @@ class ExportView(PaneView):
     def action_measure(self) -> None:
         """Measure what the merge keeps of its inputs."""
         if self._settings.doing != "merge":
-            self.notify("Only a merge is measured: m.", markup=False)
+            self.notify(f"Only a merge is measured ({key('export.turn')} switches).", markup=False)
             return
         self.editor.settle_seed()
         if self._recipe() is None or self._plan.problem is not None:
-            self.notify(self._plan.problem or "It cannot be merged so.", markup=False)
+            self.notify(keyed(self._plan.problem or "It cannot be merged like this."), markup=False)
             return
         self._details.measure(self._marked)
         if self.has_class("one"):
@@ -414,21 +436,30 @@ class ExportView(PaneView):
     def on_details_pane_known(self) -> None:
         self._draw_items()
 
+    async def action_enter(self) -> None:
+        """Open what the cursor is on: an item's output, an output's details, then what is there."""
+        if self._source is None:
+            return
+        if self.pane == "export-items":
+            self._preview.go_to(self._items.table.row)
+            self.go_to_pane("export-preview")
+        elif self._preview.is_done:
+            await self.action_open()
+        else:
+            self.go_to_pane("export-details")
+
     def action_start(self) -> None:
         """Start the job, after a typed word where something would be replaced."""
         source, plan = self._source, self._plan
         if source is None:
             return
-        if self.pane in ("export-preview", "export-details") and self._preview.is_done:
-            self.call_later(self.action_open)
-            return
         if plan.problem is not None or plan.refused or not plan.rows:
             text, _ = self._preview.words()
-            self.notify(text or "Nothing is marked.", severity="warning", markup=False)
+            self.notify(text or "Nothing selected.", severity="warning", markup=False)
             return
         view = self.job.view
         if view is not None and not view.state.is_over:
-            self.notify("The job is still writing; 3 shows it.", markup=False)
+            self.notify(f"The job is still writing; {key('step.run')} shows it.", markup=False)
             return
         if plan.there:
             self._ask_to_replace(plan)
@@ -439,14 +470,14 @@ class ExportView(PaneView):
         """Go to what the job has written, among the adapters."""
         written = list(self._preview.outcome.written)
         if not written:
-            self.notify("Nothing was written yet; enter writes.", markup=False)
+            self.notify(f"Nothing written yet; {key('export.start')} writes.", markup=False)
             return
         await self.host.show_adapters(written)
 
     def _ask_to_replace(self, plan: Plan) -> None:
         existing = [tilde(row.path) for row in plan.there]
         more = f"\nand {len(existing) - 6} more" if len(existing) > 6 else ""
-        words = "These are there already and would be deleted:\n" + "\n".join(existing[:6]) + more
+        words = "These exist and would be replaced:\n" + "\n".join(existing[:6]) + more
 
         def answered(answer: str | None) -> None:
             if answer == "replace":
@@ -510,9 +541,7 @@ class ExportView(PaneView):
         self.editor.turn_value(event.key, event.by)
 
     def on_form_pressed(self, event: Form.Pressed) -> None:
-        if event.key == "start":
-            self.action_start()
-        elif event.key == "method":
+        if event.key == "method":
             self.editor.ask_method()
         else:
             self.editor.edit(event.key)
@@ -526,6 +555,9 @@ class ExportView(PaneView):
     def on_table_moved(self, event: Table.Moved) -> None:
         if event.table.id == "row-table":
             self._draw_details()
+
+    def on_table_pressed(self) -> None:
+        self.call_later(self.action_enter)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         if event.input.id == "export-filter":

@@ -278,7 +278,8 @@ class InspectView(PaneView):
 
     def action_stop(self) -> None:
         """Stop what is being read, leave the pair, or clear the filter."""
-        self.navigation.step_back()
+        if not self.navigation.step_back():
+            self.host.action_escape()
 
     def _complain(self, why: str | None) -> None:
         if why:

@@ -12,6 +12,7 @@ from textual import events
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
+from vlora_tui.tui.terminal.announce import POP_TITLE, PUSH_TITLE
 from vlora_tui.tui.terminal.sgr import without_colour
 from vlora_tui.tui.terminal.shown_cells import ShownCells
 
@@ -33,6 +34,8 @@ class Terminal(LinuxDriver):
 
     def start_application_mode(self) -> None:
         super().start_application_mode()  # type: ignore[no-untyped-call]
+        if self._has_title:
+            self.write(PUSH_TITLE)
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, self._signalled)
 
@@ -46,7 +49,15 @@ class Terminal(LinuxDriver):
             for number in (signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, self._cut_short)
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
+        if self._has_title:
+            self.write(POP_TITLE)
         super().stop_application_mode()
+
+    @property
+    def _has_title(self) -> bool:
+        """Whether the terminal's title is ours to set, and to give back."""
+        config = getattr(self._app, "config", None)
+        return bool(config is not None and config["title"])
 
     def _cut_short(self, number: int, frame: Any) -> None:
         os._exit(self._app.return_code or 0)

@@ -14,14 +14,19 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.closing import ClosesOnce
-from vlora_tui.tui.widgets.folding import hanging
+from vlora_tui.tui.widgets.folding import Hanging, hanging
+from vlora_tui.tui.widgets.path_input import PathInput
 from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.widgets.terms import terms_in
 
 WIDTH = 76  # columns of a box, where there is room
 LISTED = 20  # lines of a list in it
+PROMPT_KEYS = "Enter accept · <prompt.cancel> cancel"
+TAKE_KEYS = "<dialog.take> select · <dialog.cancel> cancel"
 
 
 class Option(NamedTuple):
@@ -49,12 +54,23 @@ class Dialog(ModalScreen[str | None], ClosesOnce[str | None]):
     def action_cancel(self) -> None:
         self.dismiss(None)
 
+    def keys_line(self, text: str) -> Static:
+        """The line of the keys, such as `TAKE_KEYS`."""
+        words = keyed(text)
+        if getattr(self.app, "ascii_only", False):
+            words = words.replace(" · ", ", ")
+        return Static(words, classes="keys", markup=False)
+
 
 class Ask(Dialog):
     """A question with a few answers, each on a key and all in a list.
 
     The result is the value of the answer, None when it was left without one.
     """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        shown("enter", "take", "Select", "dialog.take", "Take the line under the cursor")
+    ]
 
     def __init__(self, title: str, words: str, options: Sequence[Option]) -> None:
         super().__init__()
@@ -65,7 +81,7 @@ class Ask(Dialog):
             box.border_title = Text(self._title)
             yield Static(self._words, classes="words", markup=False)
             yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
-            yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
+            yield self.keys_line(TAKE_KEYS)
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -75,10 +91,6 @@ class Ask(Dialog):
         table.focus()
 
     def on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
-            event.stop()
-            self._take()
-            return
         for option in self._options:
             if event.character == option.key:
                 event.stop()
@@ -86,9 +98,9 @@ class Ask(Dialog):
                 self.dismiss(option.value)
 
     def on_table_pressed(self, event: Table.Pressed) -> None:
-        self._take()
+        self.action_take()
 
-    def _take(self) -> None:
+    def action_take(self) -> None:
         row = self.query_one(Table).row
         if row is not None:
             self.dismiss(row.value)
@@ -153,7 +165,7 @@ class ListProblems(Ask):
             with VerticalScroll(classes="many"):
                 yield Static(hanging(text, self._inside), markup=False)
             yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
-            yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
+            yield self.keys_line(TAKE_KEYS)
 
 
 class Prompt(Dialog):
@@ -185,11 +197,9 @@ class Prompt(Dialog):
         with Vertical(classes="box") as box:
             box.border_title = Text(self._title)
             yield Static(self._words, classes="words", markup=False)
-            line = Input(self._value, compact=True, select_on_focus=False)
-            line.cursor_blink = False
-            yield line
+            yield PathInput(self._value, compact=True)
             yield Static("", id="wrong", classes="keys", markup=False)
-            yield Static("enter takes it, esc goes back", classes="keys", markup=False)
+            yield self.keys_line(PROMPT_KEYS)
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -206,7 +216,7 @@ class Prompt(Dialog):
     def _judge(self, text: str) -> str | None:
         wrong = self._check(text) if self._check is not None else None
         if self._expect is not None and text != self._expect:
-            wrong = f"type {self._expect} to go on"
+            wrong = f"Type {self._expect} to confirm."
         self.query_one("#wrong", Static).update(Text(wrong or ""))
         return wrong
 
@@ -214,7 +224,7 @@ class Prompt(Dialog):
 class Page(Dialog):
     """One text in a box, to be scrolled through."""
 
-    subtitle = "esc closes"
+    subtitle = ""
 
     def __init__(self, title: str, text: str = "") -> None:
         super().__init__()
@@ -226,7 +236,7 @@ class Page(Dialog):
             with VerticalScroll(classes="many"):
                 yield Static(self.text(), markup=False)
 
-    def text(self) -> Text | str:
+    def text(self) -> Text | Hanging | str:
         """What is shown first."""
         return self._text
 
@@ -244,7 +254,7 @@ class Page(Dialog):
 class Help(Page):
     """What can be done here: the step in words, then the keys, the nearest first.
 
-    The result is "guides" where those are asked for.
+    The result is "guides" or "terms" where those are asked for.
     """
 
     DEFAULT_CSS = """
@@ -254,32 +264,39 @@ class Help(Page):
     BINDINGS: ClassVar[list[BindingType]] = [
         shown("escape,q,question_mark,enter", "cancel", "Back", "help.cancel", "Close"),
         shown("g", "guides", "Guides", "help.guides", "Guides, one for each aim"),
+        shown("t", "terms", "Terms", "help.terms", "What the words mean"),
         hidden("j", "down", "help.down"),
         hidden("k", "up", "help.up"),
     ]
 
-    subtitle = "g guides, esc closes"
-
     def __init__(self, title: str, words: str, sections: Sequence[HelpSection]) -> None:
         super().__init__(title, words)
         self._sections = sections
+        self.subtitle = keyed("<help.terms> terms, <help.guides> guides, <help.cancel> close")
 
     def action_guides(self) -> None:
         self.dismiss("guides")
 
+    def action_terms(self) -> None:
+        self.dismiss("terms")
+
     def text(self) -> Text:
         text = Text(self._text.strip() + "\n" if self._text else "")
+        used = ", ".join(term.name for term in terms_in(self._text))
+        if used:
+            text.append(f"\nTerms ({key('help.terms')} explains them): ", style="bold")
+            text.append(f"{used}\n")
         wide = self.app.size.width >= 80
         for section in self._sections:
             text.append(f"\n{section.title}\n", style="bold")
-            for key in section.keys:
-                text.append(f"  {key.keys:<12} ", style="bold")
-                text.append(key.what)
-                if wide and key.id:
-                    text.append(f"   {key.id}", style="dim")
+            for line in section.keys:
+                text.append(f"  {line.keys:<12} ", style="bold")
+                text.append(line.what)
+                if wide and line.id:
+                    text.append(f"   {line.id}", style="dim")
                 text.append("\n")
         if wide:
-            words = "\nThe dim names stand for the keys in the config file: vlora-tui config edit"
+            words = "\nThe dim names are the ids for [keys] in the settings file."
             text.append(words, style="dim")
         text.rstrip()
         return text

@@ -25,8 +25,7 @@ class Field:
 
     Args:
         kind: ``choice`` (left and right go through the values), ``list`` (the same, and Enter
-            shows them all), ``text`` (Enter asks for it), ``fixed`` (nothing to choose),
-            ``action`` (Enter does it).
+            shows them all), ``text`` (Enter asks for it), ``fixed`` (nothing to choose).
         hint: What it means, said while the line has the cursor.
         wrong: What is wrong with it.
     """
@@ -34,7 +33,7 @@ class Field:
     key: str
     label: str
     value: str
-    kind: Literal["choice", "list", "text", "fixed", "action"] = "text"
+    kind: Literal["choice", "list", "text", "fixed"] = "text"
     hint: str = ""
     wrong: str = ""
 
@@ -49,7 +48,6 @@ class Form(Widget, can_focus=True):
         "form--value",
         "form--fixed",
         "form--wrong",
-        "form--action",
         "form--cursor",
     }
     DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
@@ -74,7 +72,7 @@ class Form(Widget, can_focus=True):
             self.key, self.by = key, by
 
     class Pressed(Message):
-        """A text is to be edited, or an action done."""
+        """A text is to be edited."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
@@ -100,6 +98,11 @@ class Form(Widget, can_focus=True):
     def field(self) -> Field | None:
         """The line with the cursor."""
         return self._fields[self.cursor] if self.cursor < len(self._fields) else None
+
+    @property
+    def cursor_line(self) -> int:
+        """The line of this widget that the cursor is on."""
+        return self.cursor - self._top
 
     def action_move(self, by: int) -> None:
         """One line on."""
@@ -166,19 +169,16 @@ class Form(Widget, can_focus=True):
         loud = here and self.has_focus
         styles = {
             name: self.get_component_rich_style("form--cursor" if loud else f"form--{name}")
-            for name in ("label", "value", "fixed", "wrong", "action")
+            for name in ("label", "value", "fixed", "wrong")
         }
         point = ((">" if self.ascii_only else "▌") if here else " ") + " "
-        if field.kind == "action":
-            segments = [Segment(point + field.value, styles["action"])]
-        else:
-            label_width = max(cell_len(f.label) for f in self._fields) + 2
-            kind = "wrong" if field.wrong else "fixed" if field.kind == "fixed" else "value"
-            value = self._value(field, here, max(4, width - label_width - 3))
-            segments = [
-                Segment(point + set_cell_size(field.label, label_width), styles["label"]),
-                Segment(value, styles[kind]),
-            ]
+        label_width = max(cell_len(f.label) for f in self._fields) + 2
+        kind = "wrong" if field.wrong else "fixed" if field.kind == "fixed" else "value"
+        value = self._value(field, here, max(4, width - label_width - 3))
+        segments = [
+            Segment(point + set_cell_size(field.label, label_width), styles["label"]),
+            Segment(value, styles[kind]),
+        ]
         blank = self.get_component_rich_style("form--cursor") if loud else base
         return Strip(segments).adjust_cell_length(width, blank)
 

@@ -10,6 +10,7 @@ from textual.widgets import Static
 
 from vlora_tui.guides import Guide, guides
 from vlora_tui.guides.drawing import WIDEST, drawn
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Ask, Option, Page
 
@@ -30,8 +31,9 @@ class GuidePage(Page):
     ]
 
     def __init__(self, guide: Guide) -> None:
-        super().__init__(f"vlora-tui guide {guide.name}")
+        super().__init__(guide.title)
         self._guide = guide
+        self.subtitle = keyed("<guide.cancel> close")
 
     def on_resize(self, event: events.Resize) -> None:
         width = min(WIDEST, event.size.width * 96 // 100 - AROUND)
@@ -45,4 +47,4 @@ def which_guide() -> Ask:
         Option(str((n + 1) % 10), guide.title, guide.name, guide.name)
         for n, guide in enumerate(guides())
     ]
-    return Ask("Guides", "Each does one thing, from its first line to its last.", options)
+    return Ask("Guides", "Short guides, each from start to end.", options)

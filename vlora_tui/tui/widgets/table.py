@@ -123,6 +123,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         self.cursor = 0
         self.range_from: int | None = None  # the other end of a range
         self.sorted_by: tuple[str, bool] | None = None  # column, descending
+        self.was_moved = False  # somebody chose the row that the cursor is on
         self._draw, self._key, self._mark = draw, key, mark
         self._head = 1 if header else 0
         self._widths: list[tuple[int, int]] = []  # (index of the column, width)
@@ -163,12 +164,18 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         """The columns that there is room for."""
         return [self.columns[index] for index, _ in self._widths]
 
+    @property
+    def cursor_line(self) -> int:
+        """The line of this widget that the cursor is on."""
+        return self.cursor + self._head - round(self.scroll_y)
+
     def tone(self, name: str) -> Style:
         """The style of a tone, for texts beside the table."""
         return self._style(name)
 
     def move_to(self, row: int) -> None:
         """Put the cursor on a row, as near as there is one."""
+        self.was_moved = True
         row = max(0, min(row, len(self.rows) - 1))
         if row == self.cursor or not self.rows:
             return
@@ -180,6 +187,13 @@ class Table(ScrollView, Generic[Row], can_focus=True):
             for line in (before, row):
                 self.refresh_lines(line + self._head, 1)
         self.post_message(self.Moved(self))
+
+    def find(self, key: str) -> bool:
+        """Put the cursor on the row of this key; whether there is one."""
+        at = next((i for i, row in enumerate(self.rows) if self._key(row) == key), None)
+        if at is not None:
+            self.move_to(at)
+        return at is not None
 
     # keys and mouse
 
@@ -303,9 +317,10 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         """Choose the columns that fit, then share out what is left among those that can grow."""
         if not self._wanted:
             self._wanted = self._measure()
-        width = self.size.width - GAP - 1 - 1
-        if len(self.rows) + self._head > self.size.height and not self.show_vertical_scrollbar:
-            width -= 1  # for the scroll bar, which is about to come
+        # Without the scroll bar whether it is there by now or not: it comes and goes by itself.
+        width = self.size.width + self.show_vertical_scrollbar - GAP - 1 - 1
+        if len(self.rows) + self._head > self.size.height:
+            width -= 1
         shown = sorted(range(len(self.columns)), key=lambda i: -self.columns[i].keep)
         least = [min(c.least or w, w) for c, w in zip(self.columns, self._wanted, strict=True)]
         while len(shown) > 1 and sum(least[i] + GAP for i in shown) - GAP > width:

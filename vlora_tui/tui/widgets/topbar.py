@@ -60,7 +60,7 @@ def fitting(title: str, job: str, width: int) -> str:
     base, *rest = title.split(" · ")
     parts = [[base, *rest], [base.rpartition("/")[2], *rest], rest, rest[:1], []]
     titles = [" · ".join(some) for some in parts if some or job]
-    brief = job.removeprefix("job: ")
+    brief = job.partition(": ")[2]
     jobs = [(job, title) for title in titles] + [(brief, ""), (brief.partition(",")[0], "")]
     lines = ["  ".join(part for part in (title, job) if part) for job, title in jobs]
     lines = [line for line in lines if line]

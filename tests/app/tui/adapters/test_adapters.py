@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from tests.app.tui.drive import run
 from tests.witnesses import make
@@ -18,6 +18,8 @@ from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.adapters.view import AdaptersView
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.widgets.buttons import Buttons
+from vlora_tui.tui.widgets.path_input import begun_anew
 from vlora_tui.utils.config import load_config
 
 
@@ -50,6 +52,10 @@ def view(pilot: Pilot[Any]) -> AdaptersView:
     return pilot.app.query_one(AdaptersView)
 
 
+def problem(pilot: Pilot[Any]) -> str:
+    return str(pilot.app.query_one("#adapters-problem", Static).render())
+
+
 def names(pilot: Pilot[Any]) -> list[str]:
     return [row.name for row in view(pilot).table.rows]
 
@@ -66,6 +72,13 @@ def test_a_folder_is_listed_with_what_its_headers_tell(folder: Path) -> None:
         cells = [text for text, _ in task.cells()]
         assert cells[:4] == ["task00", "gpt2", "4", "8"]
         assert cells[-1] == NOT_CHECKED
+        # What is the same in every row takes no column: the details say it.
+        assert "tensors" not in [column.key for column in view(pilot).table.columns]
+        view(pilot).table.move_to(2)
+        await pilot.pause()
+        assert "Values not checked yet" in str(
+            pilot.app.query_one("#adapters-findings", Static).render()
+        )
         assert {row.group for row in view(pilot).table.rows} == {None, 1, 2}
 
     run(app(folder), steps)
@@ -150,7 +163,7 @@ def test_sorting_keeps_what_is_not_known_last(folder: Path) -> None:
     run(app(folder), steps)
 
 
-def test_enter_marks_the_group_and_the_second_goes_on(folder: Path) -> None:
+def test_enter_marks_what_fits_then_opens_the_details_and_starts_nothing(folder: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         gone: list[str] = []
@@ -163,6 +176,13 @@ def test_enter_marks_the_group_and_the_second_goes_on(folder: Path) -> None:
         assert len(marked(pilot)) == 4
         assert not gone
         await pilot.press("enter")
+        assert view(pilot).query_one("#adapters-details").has_focus
+        await pilot.press("escape")
+        assert view(pilot).table.has_focus
+        assert not gone
+        buttons = view(pilot).query_one(Buttons)
+        assert buttons.text == "[ 2 Choose k ]"
+        await pilot.click(Buttons, offset=(3, 0))
         assert gone == ["choose"]
 
     run(app(folder), steps)
@@ -225,15 +245,16 @@ def test_pasted_texts_name_places() -> None:
 
 
 @pytest.mark.parametrize("place", ["hf://org/name", "s3://bucket/x", "me@host:/x", "/no/such"])
-def test_what_cannot_be_looked_into_is_said(place: str) -> None:
+def test_what_cannot_be_looked_into_is_said_and_stays_on_the_page(place: str) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        said: list[str] = []
-        pilot.app.complain = said.append  # type: ignore[attr-defined, method-assign]
         view(pilot).look_into([place])
         await settle(pilot)
-        assert len(said) == 1
-        assert "to mend it" in said[0]
+        assert "--" not in problem(pilot)
         assert pilot.app.query_one(StartPage).display
+        assert pilot.app.query_one("#adapters-problem").region.height > 1
+        assert not pilot.app._notifications  # which would vanish
+        await pilot.press("escape")
+        assert not pilot.app.query_one("#adapters-problem").display
 
     run(app(), steps)
 
@@ -289,27 +310,95 @@ def test_a_scan_stops_at_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_limit_is_told(folder: Path) -> None:
-    said: list[str] = []
-    limited = app(folder, scan_limit=2)
-    limited.complain = said.append  # type: ignore[method-assign]
-
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         assert len(names(pilot)) == 2
-        assert "first 2" in said[0]
+        assert "first 2" in problem(pilot)
 
-    run(limited, steps)
+    run(app(folder, scan_limit=2), steps)
 
 
-def test_the_demo_is_made_and_listed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(120, 36), (40, 12)])
+def test_the_demo_says_what_it_is_going_to_show_and_is_listed(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         view(pilot).make_demo(str(tmp_path / "demo"))
+        view(pilot)._show()
+        words = pilot.app.query_one("#adapters-instead", Static)
+        assert words.display
+        assert not view(pilot).table.display
+        assert "You are about to see" in str(words.render())
+        details = str(pilot.app.query_one("#adapters-facts", Static).render())
+        assert "matches the filter" not in details
         await settle(pilot)
+        assert view(pilot).table.display
         await settle(pilot)
         assert len(names(pilot)) == 19
 
-    run(app(), steps)
+    run(app(), steps, size)
+
+
+def test_the_cursor_is_on_the_first_row_after_a_scan_unless_it_was_moved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come in any order, and are sorted: the first that came is not the first that stands."""
+    from vlora_engine.catalog.scanner import Finder
+    from vlora_tui.tui.adapters import scanner
+
+    whole = Finder.look
+    monkeypatch.setattr(scanner, "BATCH_SECONDS", -1.0)  # each by itself
+
+    def backwards(self: Finder, path: str) -> Any:
+        return iter(list(whole(self, path))[::-1])
+
+    monkeypatch.setattr(Finder, "look", backwards)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        assert view(pilot).table.cursor == 0
+        assert view(pilot).table.row.name == "cut-short"
+        await pilot.press("down")
+        view(pilot)._show()
+        assert view(pilot).table.row.name == "other"
+
+    run(app(folder), steps)
+
+
+def test_typing_into_the_open_dialog_begins_anew(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        for typed in ("/abs", "~", "~/x", "hf://org/name"):
+            await pilot.press("o")
+            await pilot.pause()
+            line = pilot.app.screen.query_one(Input)
+            assert line.value.endswith("/")
+            await pilot.press(*typed)
+            assert line.value == typed
+            await pilot.press("escape")
+        await pilot.press("o")
+        await pilot.pause()
+        before = pilot.app.screen.query_one(Input).value
+        await pilot.press(*"ru")  # a name walks on
+        assert pilot.app.screen.query_one(Input).value == f"{before}ru"
+
+    run(app(folder), steps)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("~/runs//tmp", "/tmp"),
+        ("~/runs/~/x", "~/x"),
+        ("~/runs/hf://a/b", "hf://a/b"),
+        ("hf://a/b", "hf://a/b"),
+        ("~/a~b", "~/a~b"),
+        ("/", "/"),
+    ],
+)
+def test_where_a_path_begins_anew(typed: str, meant: str) -> None:
+    assert begun_anew(typed) == meant
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12), (20, 5), (1, 1)])

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from textual.command import CommandPalette
 from textual.events import Key
 from textual.pilot import Pilot
 from textual.widgets import Input
-from textual.widgets._footer import FooterKey
 
 from tests.app.tui.adapters.test_adapters import app, marked, settle
 from tests.app.tui.drive import run
@@ -19,9 +17,13 @@ from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.app.palette import Palette
 from vlora_tui.tui.terminal import typeahead
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
+from vlora_tui.tui.widgets.terms import TERMS, terms_in
+from vlora_tui.tui.widgets.terms_page import TermsPage
 from vlora_tui.utils import paths
 from vlora_tui.utils.config import config_file, load_config
 
@@ -50,13 +52,14 @@ def test_the_palette_has_every_action(runs: Path) -> None:
         assert told <= set(shown), told - set(shown)
         assert "Theme: textual-light" in shown
         shown["Theme: textual-light"].callback()
+        await pilot.pause()
         assert pilot.app.theme == "textual-light"
-        shown["Mark all that is shown"].callback()
+        shown["Mark all rows shown"].callback()
         await pilot.pause()
         assert len(marked(pilot)) == 4
         for key in ("colon", "ctrl+p"):
             await pilot.press(key)
-            assert isinstance(pilot.app.screen, CommandPalette), key
+            assert isinstance(pilot.app.screen, Palette), key
             await pilot.press("escape")
 
     def _active(pilot: Pilot[Any]) -> list[Any]:
@@ -263,14 +266,12 @@ def test_the_draft_of_a_folder_that_went_away(runs: Path, tmp_path: Path) -> Non
     run(app(there), first)
     shutil.rmtree(there)
     application = app()
-    said: list[str] = []
-    application.complain = said.append  # type: ignore[method-assign]
 
     async def second(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press("g", "enter")
         await settle(pilot)
-        assert said
+        assert pilot.app.query_one("#adapters-problem").display
         assert pilot.app.query_one(StartPage).display
 
     run(application, second)
@@ -283,10 +284,10 @@ def test_help_and_quit_are_never_cut_off(runs: Path, width: int) -> None:
         for key in "123451":
             await pilot.press(key)
             await settle(pilot)
-            keys = {key.description: key.region for key in pilot.app.query(FooterKey)}
-            assert {"Help", "Quit"} <= set(keys)
-            assert all(region.right <= width + 1 for region in keys.values()), keys
-            assert keys["Quit"].right - 1 <= width
+            line = pilot.app.query_one(Keys).render_line(0).text
+            assert {"Help", "Quit"} <= {key.name for key in pilot.app.query_one(Keys).shown}
+            assert "? Help" in line
+            assert "q Quit" in line
 
     run(app(runs), steps, size=(width, 12))
 
@@ -308,3 +309,114 @@ def test_why_nothing_could_be_measured_stays_in_sight(
         assert not pilot.app.jobs.spectra_of  # the next look tries again
 
     run(app(runs), steps)
+
+
+def test_escape_gives_a_pane_its_place_back_in_every_step(runs: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("plus")
+        for step in "1345":
+            await pilot.press(step)
+            await settle(pilot)
+            await pilot.press("z")
+            assert pilot.app.screen.maximized is not None, step
+            await pilot.press("escape")
+            assert pilot.app.screen.maximized is None, step
+
+    run(app(runs), steps)
+
+
+def test_ctrl_c_says_how_to_quit_and_ctrl_z_suspends(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended: list[bool] = []
+    monkeypatch.setattr(VLoRAApp, "action_suspend_process", lambda self: suspended.append(True))
+    config_file().parent.mkdir(parents=True, exist_ok=True)
+    config_file().write_text('[keys]\n"app.leave" = "f10"\n')
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("ctrl+c")
+        assert [n.message for n in pilot.app._notifications] == ["Press f10 to quit."]
+        await pilot.press("ctrl+z")
+        assert suspended == [True]
+        await pilot.press("colon", "ctrl+z")  # in a dialog, too
+        assert suspended == [True, True]
+
+    run(VLoRAApp([str(runs)], config=load_config()), steps)
+
+
+def test_a_step_and_its_keys_come_into_sight_together(runs: Path) -> None:
+    """No picture has the keys of the step before under another step."""
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        application = pilot.app
+        pictures: list[tuple[str, tuple[str, ...]]] = []
+        display = application._display
+
+        def noted(screen: Any, renderable: Any) -> None:
+            line = application.query_one(Keys)
+            if renderable is not None and not application._batch_count and application.view:
+                line.render()
+                pictures.append((application.view.id, tuple(k.action for k in line._drawn)))
+            display(screen, renderable)
+
+        application._display = noted
+        for step in "31345431":
+            await pilot.press(step)
+            await settle(pilot)
+        own = {"run": "output", "adapters": "mark"}
+        for step, actions in pictures:
+            others = {action for name, action in own.items() if name != step}
+            assert not others & set(actions), (step, actions)
+
+    run(app(runs), steps)
+
+
+def test_a_message_does_not_lie_over_what_has_the_focus(runs: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        line = Input()
+        line.styles.dock = "top"
+        await pilot.app.view.mount(line)
+        for dock, below in (("top", True), ("bottom", False)):
+            line.styles.dock = dock
+            line.focus()
+            await pilot.pause()
+            pilot.app.notify("About this field.")
+            await pilot.pause()
+            rack = pilot.app.screen.query("ToastRack").first()
+            assert rack.has_class("-below") == below
+            toast = pilot.app.screen.query("Toast").last()
+            assert not toast.region.intersection(line.region)
+            pilot.app.clear_notifications()
+
+    run(app(runs), steps)
+
+
+def test_the_help_leads_to_what_its_words_mean(runs: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("plus", "5")
+        await settle(pilot)
+        await pilot.press("question_mark")
+        words = pilot.app.screen.text().plain
+        assert "Terms (t explains them): " in words
+        assert "dW" in words.split("Terms (t explains them): ")[1].splitlines()[0]
+        await pilot.press("t")
+        assert isinstance(pilot.app.screen, TermsPage)
+        await pilot.press("escape")
+        assert len(pilot.app.screen_stack) == 1
+
+    run(app(runs), steps)
+
+
+def test_every_term_that_is_promised_is_explained() -> None:
+    names = {term.name for term in TERMS}
+    promised = "dW, k, codec ratio, own, delta, columns, flat, klt, stable rank, interference"
+    assert set(promised.split(", ")) <= names
+    assert [term.name for term in terms_in("k of delta, a basis and its dW")] == [
+        "dW", "basis", "k", "delta"
+    ]  # fmt: skip
+    assert terms_in("kept in mind") == []

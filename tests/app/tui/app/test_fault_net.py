@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,12 @@ from typing import Any
 import pytest
 from rich.text import Text
 from textual import work
-from textual.command import CommandList
 from textual.events import MouseDown
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Static
-from textual.widgets._footer import FooterKey
 
 from tests.app.tui.adapters.test_adapters import app, marked, settle
 from tests.app.tui.drive import run
@@ -298,21 +295,11 @@ def test_the_palette_that_finds_nothing(runs: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press("colon", *"zzqx")
-        await pilot.pause(0.6)  # Textual's own delay before it says that there is nothing
-        await pilot.press("enter", "down", "enter", "up", "pagedown", "ctrl+home", "enter", "y")
-        await pilot.pause(0.6)
-        await pilot.press("enter", *["backspace"] * 5, "enter", "escape", "escape")
+        await pilot.press("enter", "down", "enter", "up", "pagedown", "enter", "y")
+        await pilot.press("enter", *["backspace"] * 5, "escape", "escape")
         await pilot.pause()
         assert len(application.screen_stack) == 1
-        await pilot.press("ctrl+p", *"zzqx")
-        await pilot.pause(0.6)
-        commands = application.screen.query_one(CommandList)
-        commands.clear_options()
-        commands.add_option("there, and not drawn")
-        commands.styles.width = 0
-        await pilot.pause()
-        commands.highlighted = 0
-        await pilot.press("pageup", "pagedown", "ctrl+home", "ctrl+end", "up", "down", "ctrl+q")
+        await pilot.press("ctrl+p", *"zzqx", "pageup", "pagedown", "up", "down", "ctrl+q")
         assert application.is_running
         assert len(application.screen_stack) == 1
 
@@ -457,26 +444,5 @@ def test_a_click_on_what_is_no_longer_there(runs: Path) -> None:
         await pilot.pause()
         gone._attach(application.view)
         assert application.is_running
-
-    run(application, steps)
-
-
-def test_keys_of_the_footer_that_are_gone_are_not_kept(runs: Path) -> None:
-    application = app(runs)
-
-    def kept() -> int:
-        gc.collect()
-        return sum(type(thing) is FooterKey for thing in gc.get_objects())
-
-    async def steps(pilot: Pilot[Any]) -> None:
-        await settle(pilot)
-        await pilot.press("3", "1")
-        await pilot.pause()
-        before = kept()
-        for _ in range(6):
-            await pilot.press("3", "1")
-        await pilot.pause()
-        assert before
-        assert kept() <= before + 2  # in between, those that are just going
 
     run(application, steps)

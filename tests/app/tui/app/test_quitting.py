@@ -128,7 +128,7 @@ def test_the_question_can_be_answered_on_every_terminal(size: tuple[int, int]) -
 
 @pytest.mark.parametrize("keys", [("s",), ("enter",), ("escape",), ("l",)])
 def test_the_palette_never_quits_at_one_key(keys: tuple[str, ...]) -> None:
-    """Its first line is "Back, or quit": Enter on an open palette ended the interface."""
+    """Its first line is "Back / Quit": Enter on an open palette ended the interface."""
     application = app()
 
     async def steps(pilot: Pilot[Any]) -> None:
@@ -136,7 +136,7 @@ def test_the_palette_never_quits_at_one_key(keys: tuple[str, ...]) -> None:
         entries = {
             entry.title: entry for entry in application.get_system_commands(application.screen)
         }
-        entries["Back, or quit"].callback()
+        entries["Back / Quit"].callback()
         await pilot.pause()
         assert isinstance(application.screen, ListProblems)
         assert application.is_running

@@ -40,6 +40,7 @@ from vlora_tui.tui.export import recipes as export_recipes
 from vlora_tui.tui.export.preview import PreviewPane
 from vlora_tui.tui.export.settings import MERGES, Settings, tasks_of
 from vlora_tui.tui.export.view import ExportView
+from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
@@ -132,6 +133,10 @@ def rows(pilot: Pilot[Any]) -> list[list[str]]:
     ]
 
 
+def buttons(pilot: Pilot[Any]) -> str:
+    return pilot.app.query_one("#export-buttons", Buttons).text
+
+
 def form_lines(pilot: Pilot[Any]) -> str:
     form = pilot.app.query_one(Form)
     return "\n".join(form.render_line(y).text for y in range(form.size.height))
@@ -163,12 +168,7 @@ def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
 def form_fields(settings: Settings, marked: int) -> list[Any]:
     from vlora_tui.tui.export.form_rows import form_lines
 
-    return form_lines(
-        settings,
-        export_plan.Plan(),
-        [f"t{i}" for i in range(marked)],
-        ascii_only=True,
-    )
+    return form_lines(settings, [f"t{i}" for i in range(marked)])
 
 
 def test_what_is_typed_is_judged_by_the_method() -> None:
@@ -319,7 +319,8 @@ def test_marks_move_the_preview(opened: Session) -> None:
         await settle(pilot)
         assert rows(pilot) == []
         assert "Nothing is marked" in words(pilot, "#preview-said")
-        await pilot.press("enter")
+        assert buttons(pilot) == "[ Nothing selected ]"
+        await pilot.press("w")
         assert not pilot.app.started
 
     use(opened, steps)
@@ -330,10 +331,10 @@ def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(marked: Ses
         screen = view(pilot)
         screen.editor.settings = replace(screen.editor.settings, doing="export")
         screen.planner.replan = lambda *_: None  # type: ignore[method-assign]  # it comes later
-        await pilot.press("plus", "enter")
+        await pilot.press("plus", "w")
         await settle(pilot)
         said = [notification.message for notification in pilot.app._notifications]
-        assert any("Nothing is marked" in message for message in said), said
+        assert any("Nothing" in message for message in said), said
         assert not pilot.app.started
 
     use(marked, steps)
@@ -344,10 +345,10 @@ def test_settings_by_keys_and_in_the_form(opened: Session) -> None:
         await pilot.press("b", "d")
         await settle(pilot)
         assert "fp32" in form_lines(pilot)
-        assert "read back  no" in form_lines(pilot)
+        assert "verify  no" in form_lines(pilot)
         await pilot.press("tab", "down", "down", "down", "right", "left", "left")
         await settle(pilot)
-        assert "as they were" in form_lines(pilot)
+        assert "unchanged" in form_lines(pilot)
         await pilot.press("up", "up")
         assert "for PEFT" in words(pilot, "#form-said")
 
@@ -394,8 +395,9 @@ def test_what_a_target_refuses_is_shown_for_each_task(runs: Path, tmp_path: Path
             "new",
             "vLLM takes no other tensors; 1 here",
         ]
-        assert "The form can leave them out" in words(pilot, "#preview-said")
-        await pilot.press("enter")
+        assert "1 of 2 cannot be written. with-head" in words(pilot, "#preview-said")
+        assert buttons(pilot) == "[ 1 of 2 cannot be written ]"  # what is not, is not offered
+        await pilot.press("w")
         assert not pilot.app.started
         await pilot.press("tab", "down", "down", "right")
         await settle(pilot)
@@ -421,7 +423,7 @@ def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path:
         await settle(pilot)
         assert {row[-1] for row in rows(pilot)} == {"new"}
         assert "adapter.gguf" in words(pilot, "#preview-said")
-        await pilot.press("end", "enter")
+        await pilot.press("w")
         await settle(pilot)
         export = pilot.app.started[0][0].exports[0]
         assert (export.target, export.base) == ("llamacpp", str(tmp_path))
@@ -453,23 +455,23 @@ def test_the_place_is_asked_for_and_taken(opened: Session, tmp_path: Path) -> No
     use(opened, steps)
 
 
-def test_enter_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
+def test_the_build_key_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         app = pilot.app
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         (recipe, force), *_ = app.started
         assert not force
         assert recipe.input.subspace == str(opened.manifest.path.absolute())
         export = recipe.exports[0]
         assert export == Export(path=view(pilot).editor.settings.out)
-        assert [row[-1] for row in rows(pilot)] == ["waits"] * 4
+        assert [row[-1] for row in rows(pilot)] == ["waiting"] * 4
         first = str(view(pilot).planner.plan.rows[0].path)
         app.hear(events.Exported("task00", first, "peft", 1234))
-        assert rows(pilot)[0][2:] == ["1.23 kB", "nothing", "written"]
+        assert rows(pilot)[0][2:] == ["1.23 kB", "ok", "written"]
         app.hear(events.Verified("task00", first, 2e-4))
         assert rows(pilot)[0][-1] == "dW off by 0.0002"
-        await pilot.press("enter")  # it is still writing
+        await pilot.press("w")  # it is still writing
         assert len(app.started) == 1
         app.hear(events.Finished(1.0), state=State.FINISHED)
         await settle(pilot)
@@ -480,7 +482,7 @@ def test_enter_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
 
 def test_a_job_that_fails_says_why(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("enter")
+        await pilot.press("w")
         fault = {"what": "The disk is full.", "where": "/out", "remedy": "free some space"}
         pilot.app.hear(events.Failed(fault), state=State.FAILED)
         await settle(pilot)
@@ -488,7 +490,7 @@ def test_a_job_that_fails_says_why(opened: Session) -> None:
         assert "The disk is full." in said
         assert "free some space" in said
         assert {row[-1] for row in rows(pilot)} == {"not written"}
-        await pilot.press("enter")  # once more
+        await pilot.press("w")  # once more
         assert len(pilot.app.started) == 2
 
     use(opened, steps)
@@ -500,14 +502,14 @@ def test_what_exists_is_replaced_only_after_a_typed_word(opened: Session, runs: 
 
     async def steps(pilot: Pilot[Any]) -> None:
         assert rows(pilot)[1][-1] == "is there already"
-        assert "replacing 1" in form_lines(pilot)
+        assert buttons(pilot) == "[ w Write 4 adapters, replacing 1 ]"
         assert "--force" in (view(pilot).command_text() or "")
-        await pilot.press("enter")
+        await pilot.press("w")
         await pilot.press(*"yes", "enter")
         assert not pilot.app.started
         await pilot.press("escape")
         assert not pilot.app.started
-        await pilot.press("enter")
+        await pilot.press("w")
         await pilot.press(*"replace", "enter")
         await settle(pilot)
         assert pilot.app.started[0][1] is True
@@ -521,7 +523,7 @@ def test_what_is_not_ours_is_never_replaced(opened: Session) -> None:
     (out / "task01" / "notes.txt").write_text("mine")
 
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         assert not pilot.app.started
         assert "notes.txt" in words(pilot, "#preview-said")
@@ -548,7 +550,7 @@ def test_merging_tasks(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("space", "space", "m")
         await settle(pilot)
-        assert "Merge 2 into one" in form_lines(pilot)
+        assert buttons(pilot) == "[ w Merge 2 into one ]"
         assert len(rows(pilot)) == 1
         await pilot.press("tab", "down", "right")
         await settle(pilot)
@@ -558,7 +560,7 @@ def test_merging_tasks(opened: Session) -> None:
         assert isinstance(pilot.app.screen, Prompt)  # 2 is no share: it stays open
         await pilot.press("backspace", *"0.25", "enter")
         await settle(pilot)
-        await pilot.press("end", "enter")
+        await pilot.press("w")
         await settle(pilot)
         merge = pilot.app.started[0][0].merges[0]
         assert merge.method == "ties"
@@ -577,7 +579,7 @@ def test_merging_tasks(opened: Session) -> None:
 
 def test_marked_adapters_are_merged_without_a_subspace(marked: Session, runs: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "enter")
+        await pilot.press("m", "w")
         await settle(pilot)
         recipe = pilot.app.started[0][0]
         assert [a.path for a in recipe.input.adapters] == [
@@ -594,7 +596,7 @@ def test_one_alone_is_not_merged(opened: Session) -> None:
         await pilot.press("m", "plus", "space")
         await settle(pilot)
         assert "one alone needs a weight" in words(pilot, "#preview-said")
-        await pilot.press("enter")
+        await pilot.press("w")
         assert not pilot.app.started
 
     use(opened, steps)
@@ -613,9 +615,9 @@ def test_marked_adapters_are_exported_as_they_are(
         )
         await pilot.press("space")  # without the first
         await settle(pilot)
-        assert "Write 3 adapters" in form_lines(pilot)
+        assert buttons(pilot) == "[ w Write 3 adapters ]"
         command = screen.command_text() or ""
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         recipe = pilot.app.started[0][0]
         assert [a.name for a in recipe.input.adapters] == ["task01", "task02", "task03"]
@@ -657,7 +659,7 @@ def test_the_subspace_that_a_job_has_built_of_the_marked_is_found(
 def test_nothing_to_export_says_what_to_do(size: tuple[int, int]) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         assert "step 1" in words(pilot, "#export-nothing")
-        await pilot.press("enter", "space", "m", "v", "d", "t", "tab", "plus", "minus")
+        await pilot.press("enter", "w", "space", "m", "v", "d", "t", "tab", "plus", "minus")
         assert not pilot.app.started
 
     use(Session(), steps, size)

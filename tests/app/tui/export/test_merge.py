@@ -58,8 +58,8 @@ def test_weights_stand_beside_the_inputs_and_are_changed_there(opened: Session) 
         assert titles(pilot) == ["name", "rank", "weight", "size"]
         assert [row[2] for row in items(pilot)] == ["0.25"] * 4
         assert merge_of(pilot).weights is None
-        await pilot.press("right_square_bracket", "down", "left_square_bracket", "down")
-        await pilot.press("w", *"-1.5", "enter")
+        await pilot.press("right_square_bracket", "down", "left", "down")  # arrows too
+        await pilot.press("W", *"-1.5", "enter")
         await settle(pilot)
         assert [row[2] for row in items(pilot)] == ["0.3", "0.2", "-1.5", "0.25"]
         assert merge_of(pilot).weights == (0.3, 0.2, -1.5, 0.25)
@@ -75,7 +75,7 @@ def test_weights_stand_beside_the_inputs_and_are_changed_there(opened: Session) 
 
 def test_shares_are_shown_where_only_ratios_matter(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "w", "3", "enter")
+        await pilot.press("m", "W", "3", "enter")
         view(pilot).editor.take(view(pilot).editor.settings.with_method("model_stock"))
         await settle(pilot)
         assert titles(pilot)[3] == "of all"
@@ -378,7 +378,7 @@ def test_what_was_drawn_for_the_measurement_is_what_is_written(
         await settle(pilot)
         await pilot.press("p")
         await settle(pilot)
-        await pilot.press("enter")
+        await pilot.press("w")
         seed = pilot.app.started[0][0].merges[0].parameters["seed"]
         assert f"--seed={seed}" in asked.calls[0]
         assert f"--seed={seed}" in shlex.split(view(pilot).command_text() or "")
@@ -421,7 +421,7 @@ def test_what_spectra_show_already_is_told_before() -> None:
     likeness = Likeness(("a", "b", "c"), Relations(dw @ dw.T), (None,) * 3)
     told = likeness_words(likeness, ["a", "b", "c"])
     assert "a and b, cosine -0.60; they pull against each other" in told
-    assert "b is 5 times the size of" in told
+    assert "b is 5x the size of" in told
     assert "pull" not in likeness_words(likeness, ["b", "c"])
     assert likeness_words(likeness, ["a", "z"]) == ""  # not all of them were measured
     assert likeness_words(None, ["a", "b"]) == ""
@@ -439,7 +439,7 @@ def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.Mo
     monkeypatch.setattr(ExportApp, "show_adapters", show)
 
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "enter")
+        await pilot.press("m", "w")
         await settle(pilot)
         path = pilot.app.started[0][0].merges[0].path
         names = ("task00", "task01", "task02", "task03")
@@ -452,7 +452,7 @@ def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.Mo
         await settle(pilot)
         told = words(pilot, "#preview-said")
         assert "rank 16, 4 modules, 4.32 kB, read back, off by 3e-08" in told
-        keys = [key.action for key in pilot.app.query_one(Keys).query("FooterKey")]
+        keys = [key.action for key in pilot.app.query_one(Keys).shown]
         assert "open" in keys
         assert len(keys) <= 7
         await pilot.press("v")
@@ -472,6 +472,6 @@ def test_the_footer_has_seven_keys_at_most(opened: Session, size: tuple[int, int
             await pilot.press("m")
             await settle(pilot)
             assert view(pilot).editor.settings.doing == doing
-            assert 3 <= len(list(pilot.app.query_one(Keys).query("FooterKey"))) <= 7
+            assert 3 <= len(pilot.app.query_one(Keys).shown) <= 7
 
     use(opened, steps, size)

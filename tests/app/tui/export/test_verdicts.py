@@ -125,8 +125,8 @@ def test_the_verdict_stands_beside_each_line_and_in_full_in_the_details(mixed: P
         doctor = {row[0]: row[3] for row in rows(pilot)}
         assert doctor == {
             "classifier": "task_type is SEQ_CLS.",
-            "patterns": "mends 1",
-            "rslora": "mends 1",
+            "patterns": "fixes 1",
+            "rslora": "fixes 1",
             "wide": "A rank of 32.",
         }
         await pilot.press("tab", "tab", "down", "down", "down")
@@ -136,7 +136,7 @@ def test_the_verdict_stands_beside_each_line_and_in_full_in_the_details(mixed: P
         assert "start the server with --max-lora-rank 32" in told
         await pilot.press("up", "up")
         await settle(pilot)
-        assert "The export mends, for vLLM" in words(pilot, "#details-said")
+        assert "Fixed by the export, for vLLM" in words(pilot, "#details-said")
 
     use(session, steps)
 
@@ -196,7 +196,7 @@ def test_other_ranks_are_asked_for_and_their_cost_is_told(runs: Path) -> None:
         after = [row.nbytes for row in view(pilot).planner.plan.rows]
         assert all(a < b for a, b in zip(after, before, strict=True))
         assert "rank 4 becomes 2" in words(pilot, "#details-said")
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         resize = pilot.app.started[0][0].resizes[0]
         assert (resize.rank, resize.energy, resize.target) == (2, None, None)
@@ -211,7 +211,7 @@ def test_other_ranks_are_asked_for_and_their_cost_is_told(runs: Path) -> None:
         assert rows(pilot)[0][2:] == ["2.22 kB", "dW the same"]
         told = " ".join(words(pilot, "#details-said").split())
         assert "dW changed by 25 %, at worst 50 % in h.0" in told
-        assert [row[-1] for row in rows(pilot)][1:] == ["waits", "waits"]
+        assert [row[-1] for row in rows(pilot)][1:] == ["waiting", "waiting"]
 
     use(session, steps)
 
@@ -221,7 +221,7 @@ def test_other_ranks_are_asked_for_and_their_cost_is_told(runs: Path) -> None:
 
 def test_a_failure_stands_out_among_what_was_written(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         paths = [str(row.path) for row in view(pilot).planner.plan.rows]
         fault = {"what": "The adapter was not written as it was meant.", "where": paths[1]}
@@ -235,7 +235,7 @@ def test_a_failure_stands_out_among_what_was_written(opened: Session) -> None:
         await settle(pilot)
         assert [row[-1] for row in rows(pilot)] == [
             "dW the same",
-            "not read back",
+            "not verified",
             "not written",
             "not written",
         ]
@@ -251,7 +251,7 @@ def test_what_was_written_is_told_with_how_to_start_it(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("s", "s")
         await settle(pilot)
-        await pilot.press("enter")
+        await pilot.press("w")
         await settle(pilot)
         first = str(view(pilot).planner.plan.rows[0].path)
         pilot.app.hear(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
-from textual.widgets._footer import FooterKey
 
 from tests.app.tui.drive import run
 from tests.witnesses import make
@@ -21,6 +20,7 @@ from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.run import job_text
@@ -54,7 +54,7 @@ def text_of(app: VLoRAApp, selector: str) -> str:
 
 def keys_of(app: VLoRAApp) -> set[str]:
     """The words of the keys in the last line."""
-    return {key.description for key in app.query(FooterKey)}
+    return {key.name for key in app.query_one(Keys).shown}
 
 
 def test_start_watch_and_open_the_result(tmp_path: Path) -> None:

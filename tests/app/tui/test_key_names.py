@@ -1,0 +1,121 @@
+"""Texts that name keys follow the user's own keys; no text names a key by itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.app.tui.adapters.test_adapters import settle
+from tests.app.tui.drive import run
+from tests.conftest import ROOT
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.keymap import all_bindings
+from vlora_tui.tui.key_names import key, keyed, places, use
+from vlora_tui.tui.text import advice
+from vlora_tui.tui.widgets.dialogs import Help
+from vlora_tui.utils.config import config_file, load_config
+
+ROOMS = ("app", "adapters", "core", "export", "terminal", "widgets")
+TUI = ROOT / "vlora_tui" / "tui"
+# A key in prose: Enter and Esc, or a letter or a step's number on its own before what it does.
+NAMED = re.compile(
+    r"(?<![<.\w])(?:[Ee]nter|[Ee]sc|[Ee]scape)(?![\w>])"
+    r"|(?:^|[ (;.])[b-jl-zC-HJ-Z](?= [a-z]{3,}s? )"
+    r"|(?:^|[ (;.])[1-5] (?:shows|goes|opens)"
+)
+# Fields take Enter whatever the keys are; the others are no keys.
+FIXED = re.compile(r"Enter (?:accept|open) |^x (?:smaller|the size) | x k |r x ")
+
+
+def texts() -> Iterator[tuple[str, int, str]]:
+    """Every text constant of the rooms, without docstrings."""
+    for room in ROOMS:
+        for file in sorted((TUI / room).glob("*.py")):
+            tree = ast.parse(file.read_text("utf-8"))
+            skip = {
+                id(node.value)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            }
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.Constant) or id(node) in skip:
+                    continue
+                if isinstance(node.value, str) and " " in node.value:
+                    yield f"{room}/{file.name}", node.lineno, node.value
+
+
+def test_no_text_names_a_key_by_itself() -> None:
+    found = [
+        f"{where}:{line}: {text!r}"
+        for where, line, text in texts()
+        if NAMED.search(FIXED.sub("", text))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_keys_that_texts_name_are_there() -> None:
+    known = all_bindings()
+    for file in sorted(TUI.rglob("*.py")):
+        if file.name == "key_names.py":
+            continue
+        source = file.read_text("utf-8")
+        named = places(source) + re.findall(r"\bkey\([\"']([a-z_.]+)[\"']\)", source)
+        for name in named:
+            assert name in known, f"{file.name}: {name}"
+
+
+def test_keys_as_texts_say_them() -> None:
+    use({})
+    assert key("adapters.go") == "Enter"
+    assert key("adapters.all") == "+"
+    assert key("export.lighter") == "["
+    assert key("open.look") == "ctrl+o"
+    use({"adapters.go": "f5,enter", "adapters.all": "ctrl+t"})
+    assert keyed("<adapters.go> opens, <adapters.all> marks") == "f5 opens, ctrl+t marks"
+    assert keyed("a < b > c, <{task}>") == "a < b > c, <{task}>"
+    use({})
+
+
+def test_hints_and_help_follow_a_key_of_the_users_own(runs: Path) -> None:
+    config_file().parent.mkdir(parents=True, exist_ok=True)
+    own = {"adapters.mark": "f6", "adapters.go": "f7", "step.choose": "f8", "dialog.cancel": "f9"}
+    lines = [f'"{name}" = "{keys}"' for name, keys in own.items()]
+    config_file().write_text("\n".join(["[keys]", *lines, ""]))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        screen = pilot.app.screen
+        assert "f6 marks one" in str(screen.query_one("#adapters-hint").render())
+        await pilot.press("f7")
+        assert any("Press f8 to continue" in n.message for n in pilot.app._notifications)
+        assert screen.query_one("Buttons").text == "[ f8 Choose k ]"
+        await pilot.press("question_mark")
+        assert isinstance(pilot.app.screen, Help)
+        assert "f7 opens what the cursor is on" in pilot.app.screen.text().plain
+
+    run(VLoRAApp([str(runs)], config=load_config()), steps)
+    use({})
+
+
+@pytest.mark.parametrize(
+    ("remedy", "shown"),
+    [
+        ("use an earlier checkpoint of it, or leave it out with --skip-bad",
+         "use an earlier checkpoint of it, or skip it"),
+        ("choose another output, or replace it with --force (in Python force=True)",
+         "choose another output, or confirm replacing it"),
+        ("allow more error, or store components in fp32: --method delta", "allow more error"),
+        ("give every adapter a name of its own (--names)", "give every adapter a name of its own"),
+        ("start the server with --max-lora-rank 32", "start the server with --max-lora-rank 32"),
+        ("wait until it is done (without --no-wait, a command does)", "wait until it is done"),
+        ("--rank 16", ""),
+    ],
+)  # fmt: skip
+def test_flags_are_not_advised_on_a_screen(remedy: str, shown: str) -> None:
+    assert advice(remedy) == shown

@@ -1,0 +1,111 @@
+"""A terminal that is enlarged or made smaller looks as one that had that size from the start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+
+from tests.app.tui.drive import run
+from tests.app.tui.test_snapshots import (  # noqa: F401  (fixtures)
+    Collection,
+    _frozen,
+    collection,
+    jobs,
+    opened,
+    picture,
+    still,
+)
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.messages import JobsChanged
+
+SIZES = [(120, 36), (80, 24), (60, 20), (40, 12)]
+STEP_IDS = ["adapters", "choose", "run", "inspect", "export"]
+
+
+async def seen(app: VLoRAApp, pilot: Pilot[Any], step: str) -> list[str]:
+    """The text of a step."""
+    app.jobs.views = jobs()
+    await app.show_step(step)
+    app.show_change(JobsChanged())
+    await still(pilot)
+    lines = picture(app)
+    return lines[: lines.index("")]
+
+
+def fresh(collection: Collection, step: str, size: tuple[int, int]) -> list[str]:  # noqa: F811
+    app = opened(collection, "textual-dark")
+    found: list[str] = []
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        found.extend(await seen(app, pilot, step))
+
+    run(app, steps, size)
+    return found
+
+
+@pytest.mark.parametrize("step", STEP_IDS)
+def test_a_step_follows_every_resize(collection: Collection, step: str) -> None:  # noqa: F811
+    wanted = {size: fresh(collection, step, size) for size in SIZES}
+    app = opened(collection, "textual-dark")
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        await seen(app, pilot, step)
+        for size in [*SIZES[-2::-1], *SIZES[1:], SIZES[0]]:
+            await pilot.resize_terminal(*size)
+            await still(pilot)
+            lines = picture(app)
+            assert lines[: lines.index("")] == wanted[size], size
+
+    run(app, steps, SIZES[-1])
+
+
+@pytest.mark.parametrize("step", STEP_IDS[1:])
+def test_a_step_out_of_view_follows_too(collection: Collection, step: str) -> None:  # noqa: F811
+    large, small = SIZES[0], SIZES[-1]
+    wanted = fresh(collection, step, large)
+    app = opened(collection, "textual-dark")
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        await seen(app, pilot, step)
+        await app.show_step("adapters")
+        await pilot.resize_terminal(*large)
+        await still(pilot)
+        assert await seen(app, pilot, step) == wanted
+
+    run(app, steps, small)
+
+
+@pytest.mark.parametrize("step", ["choose", "run", "inspect", "export"])
+def test_no_step_is_drawn_in_the_arrangement_of_another_size(
+    collection: Collection,  # noqa: F811
+    step: str,
+) -> None:
+    app = opened(collection, "textual-dark")
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        await seen(app, pilot, step)
+        small = set(app.view.classes)
+        drawn: list[tuple[tuple[int, int], set[str]]] = []
+        lay_out = app.screen._refresh_layout
+
+        def noted(size: Any = None, scroll: bool = False) -> None:
+            drawn.append((tuple(size or app.size), set(app.view.classes)))
+            lay_out(size, scroll)
+
+        app.screen._refresh_layout = noted  # type: ignore[method-assign]
+        await pilot.resize_terminal(120, 36)
+        await still(pilot)
+        large = set(app.view.classes)
+        assert large != small
+        arranged = {"one", "short", "-narrow", "-tiny"}
+        assert {frozenset(c & arranged) for size, c in drawn if size == (120, 36)} == {
+            frozenset(large & arranged)
+        }
+
+    run(app, steps, (40, 12))
