@@ -160,7 +160,6 @@ LAZY = {
     "vlora_tui.report.gather": "safetensors torch",
     "vlora_tui.tui.adapters.finding": "numpy",
     "vlora_tui.tui.charts.variance_plot": "plotext",
-    "vlora_tui.tui.choose.packings": "rich textual",
     "vlora_tui.tui.run.forms": "huggingface_hub",
     "vlora_tui.utils.config": "tomllib",
 }
