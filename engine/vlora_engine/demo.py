@@ -1,7 +1,8 @@
 """The demo collection: nineteen small synthetic adapters with what a real folder has.
 
 A family of checkpoints, related tasks, unrelated ones, a copy, an outlier, mixed ranks and scales,
-a classifier head, a NaN, an untrained adapter. They fit a Llama of ``demo_base_config()``.
+a classifier head, a NaN, an untrained adapter. They fit a Llama of ``demo_base_config()``, which
+lies beside them with seeded weights and ten texts, so that evaluation can be tried too.
 
 An adapter's weight change is made as training makes it: A keeps its random start and learns a
 little, B grows from zero along a few directions of falling strength,
@@ -23,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,12 +41,14 @@ from vlora_engine.utils.tensor_writer import encode_header
 
 Floats: TypeAlias = NDArray[np.float64]
 
-DEMO_VERSION = 1  # raise it when the bytes change: an older demo then does not pass for this one
+DEMO_VERSION = 2  # raise it when the bytes change: an older demo then does not pass for this one
 BASE_MODEL = "synthetic/tiny-llama-demo"
 MANIFEST = "demo-manifest.json"
+BASE_FOLDER, TEXTS = "base-model", "texts.txt"
 BROKEN_TENSOR = "base_model.model.model.layers.2.mlp.down_proj.lora_B.weight"
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 512, 4, 8, 2
+BEGINNING = 256  # the token before a text; those below it are bytes
 KV = HIDDEN // HEADS * KV_HEADS
 
 # leaf: (parent, d_out, d_in, ||dW|| against the other modules')
@@ -104,6 +108,14 @@ class DemoCollection:
 
     path: Path
     adapters: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """What the demo is evaluated on: the folder of its made base model, and its ten made texts."""
+
+    base: Path
+    texts: Path
 
 
 def _checkpoint(step: int) -> DemoAdapter:
@@ -220,6 +232,17 @@ def demo_base_config() -> dict[str, Any]:
     }
 
 
+def demo_model(places: Iterable[str | Path]) -> DemoModel | None:
+    """The base model and texts of the demo that one of these places lies in, or is; else None."""
+    for place in places:
+        path = Path(place)
+        for folder in (path, *path.parents):
+            made = DemoModel(folder / BASE_FOLDER, folder / TEXTS)
+            if (folder / MANIFEST).is_file() and made.base.is_dir() and made.texts.is_file():
+                return made
+    return None
+
+
 # ---- the files
 
 
@@ -230,6 +253,9 @@ def _render() -> dict[str, bytes]:
         config, tensors = _file_names(adapter)
         files[config] = dump_json(_peft_config(adapter), indent=2).encode()
         files[tensors] = _safetensors(adapter)
+    files[TEXTS] = _texts().encode()
+    files[f"{BASE_FOLDER}/config.json"] = dump_json(_base_config(), indent=2).encode()
+    files[f"{BASE_FOLDER}/model.safetensors"] = _as_file(_base_tensors(), "F16")
     manifest = {
         "schema": "vlora-demo",
         "version": DEMO_VERSION,
@@ -249,7 +275,8 @@ def _file_names(adapter: DemoAdapter) -> tuple[str, str]:
 
 def _own_files() -> set[str]:
     """The names of all files but the manifest."""
-    return {"README.md", *(name for a in DEMO_ADAPTERS for name in _file_names(a))}
+    beside = ("README.md", TEXTS, f"{BASE_FOLDER}/config.json", f"{BASE_FOLDER}/model.safetensors")
+    return {*beside, *(name for a in DEMO_ADAPTERS for name in _file_names(a))}
 
 
 def _is_complete(path: Path) -> bool:
@@ -318,17 +345,89 @@ def _peft_config(adapter: DemoAdapter) -> dict[str, Any]:
 
 def _safetensors(adapter: DemoAdapter) -> bytes:
     """The adapter's tensors as one safetensors file, in the order of their names."""
-    dtype = {"F32": "<f4", "F16": "<f2"}[adapter.dtype]
+    return _as_file(_tensors(adapter), adapter.dtype, nan_in=adapter.nan_in)
+
+
+def _as_file(values: dict[str, Floats], kind: str, *, nan_in: str = "") -> bytes:
+    """Tensors as one safetensors file of this dtype, in the order of their names."""
+    dtype = {"F32": "<f4", "F16": "<f2"}[kind]
     tensors = {  # by way of fp32, which leaves fp64 to fp16 no choice of rounding
-        name: values.astype("<f4").astype(dtype)
-        for name, values in sorted(_tensors(adapter).items())
+        name: array.astype("<f4").astype(dtype) for name, array in sorted(values.items())
     }
-    if adapter.nan_in:
-        broken = tensors[adapter.nan_in]
+    if nan_in:
+        broken = tensors[nan_in]
         broken.flat[broken.size // 2] = np.nan
-    layout = [(name, adapter.dtype, array.shape) for name, array in tensors.items()]
+    layout = [(name, kind, array.shape) for name, array in tensors.items()]
     header, _ = encode_header(layout, {"format": "pt"})
     return header + b"".join(array.tobytes() for array in tensors.values())
+
+
+def _base_config() -> dict[str, Any]:
+    """``config.json`` of the base model. It has no tokenizer: its tokens are bytes."""
+    return {
+        "_name_or_path": BASE_MODEL,
+        "about": "Made, not trained: seeded random weights, by vlora_engine.demo.",
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": BEGINNING,
+        "eos_token_id": BEGINNING,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "model_type": "llama",
+        "rms_norm_eps": 1e-6,
+        "torch_dtype": "float16",
+        **demo_base_config(),
+    }
+
+
+def _base_tensors() -> dict[str, Floats]:
+    """Every tensor of the base model under transformers' name, drawn from seeded numbers.
+
+    The head's are larger than training starts with: else every next byte would be as likely.
+    """
+    config = demo_base_config()
+    vocabulary = config["vocab_size"]
+    tensors = {
+        "model.embed_tokens.weight": 0.5 * _unit_noise("base/embed", vocabulary, HIDDEN),
+        "model.norm.weight": np.ones(HIDDEN),
+        "lm_head.weight": 0.1 * _unit_noise("base/head", vocabulary, HIDDEN),
+    }
+    for layer in range(LAYERS):
+        place = f"model.layers.{layer}"
+        for leaf, (parent, d_out, d_in, _) in _MODULES.items():
+            weight = 0.02 * _unit_noise(f"base/{layer}/{leaf}", d_out, d_in)
+            tensors[f"{place}.{parent}.{leaf}.weight"] = weight
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{place}.{norm}.weight"] = np.ones(HIDDEN)
+    return tensors
+
+
+def _texts() -> str:
+    """Ten short texts of the demo's fields, one a paragraph."""
+    return "\n\n".join(_TEN_TEXTS) + "\n"
+
+
+_TEN_TEXTS = (
+    "My order arrived without the power cable. Could you please send one, or tell me which shop "
+    "near the station has it in stock? The receipt is attached, and the number is on the box.",
+    "Thank you for writing. I have checked your account: the refund left us on Tuesday, and banks "
+    "take up to five working days. If it is not there on Monday, answer this message.",
+    "The tenant shall return the flat in the state in which it was handed over, fair wear and tear "
+    "excepted. Either party may end this agreement by written notice of three months.",
+    "The patient reports two days of fever and a dry cough, no chest pain. Lungs are clear on both "
+    "sides. We advise rest, plenty of water, and to come back if breathing becomes harder.",
+    "With four minutes left the visitors were one goal behind. Then the keeper slipped, the ball "
+    "rolled past the post, and the whole stand sat down again without a word.",
+    "SELECT city, count(*) AS orders FROM sales WHERE year = 2024 GROUP BY city ORDER BY orders "
+    "DESC LIMIT 10; the answer should list the ten cities with the most orders first.",
+    "In short: the report counts trains, says that one in six came late, names the two bridges "
+    "that cause most of it, and asks for money to repair them before winter.",
+    "The morning train leaves at seven. Le train du matin part a sept heures. Der Zug am Morgen "
+    "faehrt um sieben. Il treno del mattino parte alle sette. El tren sale a las siete.",
+    "Snow on the wire, and no bird sings; the lamp is low, the kettle rings. I write your name "
+    "upon the pane and watch the letters turn to rain.",
+    "I did not expect much from this kettle, but it boils quickly, makes little noise and looks "
+    "good on the shelf. One star less because the lid is stiff. I would buy it again.",
+)
 
 
 def _readme() -> str:
@@ -337,8 +436,9 @@ def _readme() -> str:
 
 Nothing here was trained. `vlora_engine.demo` makes these files from seeded random numbers, the
 same bytes on every machine, so that vlora-tui can be tried on what resembles a real folder.
-The base model, `{BASE_MODEL}`, exists only as a shape: a Llama of {LAYERS} layers
-and hidden size {HIDDEN}.
+The base model, `{BASE_MODEL}`, was not trained either: `{BASE_FOLDER}` holds a Llama of
+{LAYERS} layers and hidden size {HIDDEN} with seeded random weights; its tokens are bytes. With the
+ten made texts in `{TEXTS}` it is what evaluation takes for these adapters, unless told otherwise.
 
 | adapter | what it is |
 |---|---|

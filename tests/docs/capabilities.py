@@ -27,7 +27,7 @@ from vlora_tui.tui.app.keymap import all_bindings
 
 PAGE = Path(__file__).parents[2] / "docs" / "capabilities.md"
 COLUMNS = ("interface", "command", "recipe", "python")
-PLANNED = "planned"
+ONLY = "command only"
 
 HEAD = """\
 # Capabilities
@@ -35,7 +35,7 @@ HEAD = """\
 What vlora-tui can do, and from where: the interface, a command, a recipe, Python. Every key of a
 recipe's table is a flag of `run --headless`, too: `--TABLE-KEY`
 ([formats](formats.md#recipes) lists them). A cell that is empty says why: `command only` means that
-the command is the way to it, and `planned` is what the interface is going to have. In Python, names
+the command is the way to it, `Python only` the same of Python. In Python, names
 stand below `vlora_engine`; one that begins with a dot is a method of `SharedSubspace`.
 
 This page is made from the code: `python -m tests.docs.capabilities` writes it again.
@@ -44,6 +44,8 @@ This page is made from the code: `python -m tests.docs.capabilities` writes it a
 READS = "it only looks; a recipe writes"
 IN_PLACE = "it changes a subspace in its place, under its lock; a recipe writes new outputs"
 OF_A_MODEL = "it takes a model in memory"
+UPKEEP = "it is upkeep of a subspace that many tasks were added to; a script does it"
+ON_START = "the start page offers it by a line, which is no entry of the palette"
 OF_THE_APP = "it belongs to the application; the engine knows no jobs and no settings"
 
 
@@ -56,7 +58,7 @@ class Row:
         command: Names of commands; ``jobs list`` is one of a command with commands of its own.
         recipe: Tables of a recipe.
         python: Names below `vlora_engine`; a method of `SharedSubspace` begins with a dot.
-        why: For an empty cell, by column, the reason; `PLANNED` stands for one in the interface.
+        why: For an empty cell, by column, the reason.
     """
 
     what: str
@@ -94,7 +96,7 @@ SECTIONS: dict[str, list[Row]] = {
             (),
             ("validate",),
             python=("doctor.subspace_check.check_subspace",),
-            why=why(interface=PLANNED, recipe=READS),
+            why=why(interface="every job checks what it opens; this is for scripts", recipe=READS),
         ),
         Row(
             "What is wrong with adapters, and what mends it",
@@ -115,7 +117,10 @@ SECTIONS: dict[str, list[Row]] = {
             (),
             ("doctor",),
             python=("doctor.check_merged", "doctor.read_checkpoint"),
-            why=why(interface=PLANNED, recipe=READS),
+            why=why(
+                interface="it reads two whole models, once, after a merge made elsewhere",
+                recipe=READS,
+            ),
         ),
         Row(
             "Similarity, clusters, duplicates, checkpoints of one run",
@@ -162,20 +167,20 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "What compression or a merge costs a base model",
-            (),
+            ("run.evaluate",),
             ("eval",),
             python=(
                 "evaluation.evaluate.evaluate_subspace",
                 "evaluation.adapters.evaluate_adapters",
             ),
-            why=why(interface=PLANNED, recipe="it needs a base model and prompts, and only looks"),
+            why=why(recipe="it needs a base model and prompts, and only looks"),
         ),
         Row(
             "A report with plots",
             (),
             ("report",),
             why=why(
-                interface=PLANNED,
+                interface="it writes a page to send; the steps show the same",
                 recipe="it is about adapters, not about what a recipe makes",
                 python="it draws what the functions of this section measure",
             ),
@@ -184,7 +189,11 @@ SECTIONS: dict[str, list[Row]] = {
             "Time the operations of a subspace",
             (),
             ("benchmark",),
-            why=why(interface=PLANNED, recipe=READS, python="it times the calls of this table"),
+            why=why(
+                interface="a screen that is drawn would be timed, too",
+                recipe=READS,
+                python="it times the calls of this table",
+            ),
         ),
     ],
     "Choose": [
@@ -216,7 +225,7 @@ SECTIONS: dict[str, list[Row]] = {
     "Make": [
         Row(
             "Compress adapters into a subspace",
-            ("choose.build", "run.start", "run.output", "run.force", "run.leave_out"),
+            ("choose.build", "run.start", "run.output", "run.device", "run.leave_out"),
             ("compress",),
             ("compress", "output"),
             ("init_subspace", ".from_adapters", ".from_adapters_streaming", ".save",
@@ -224,7 +233,7 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "Quantize it",
-            ("choose.packing",),
+            ("choose.packing", "run.quantize"),
             ("quantize", "compress"),
             ("quantize", "compress"),
             (".quantize", ".save_quantized", ".full_stack_compression", "nf4_pack", "nf4_unpack",
@@ -232,7 +241,8 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "Export tasks for PEFT and servers",
-            ("export.start", "export.enter", "export.target", "export.place", "export.verify",
+            ("run.export", "export.start", "export.enter", "export.target", "export.place",
+             "export.verify",
              "export.dtype"),
             ("export", "reconstruct"),
             ("export",),
@@ -248,74 +258,73 @@ SECTIONS: dict[str, list[Row]] = {
         Row("Another rank", ("export.turn",), ("resize",), ("resize",), ("resize",)),
         Row(
             "The formats of other tools",
-            (),
+            ("export.turn",),
             ("convert",),
             ("convert",),
             ("convert.convert.convert", "convert.convert.plan"),
-            why=why(interface=PLANNED),
         ),
         Row(
             "A collection to try it on",
             (),
             ("demo",),
             python=("make_demo_collection",),
-            why=why(interface=PLANNED, recipe="it makes the adapters that a recipe starts from"),
+            why=why(interface=ON_START, recipe="it makes the adapters that a recipe starts from"),
         ),
     ],
     "Change a subspace": [
         Row(
             "Add a task",
-            (),
+            ("run.add",),
             ("add",),
             python=(".absorb", ".absorb_incremental", ".project", ".add_task", "absorb_task",
                     "TaskProjection"),
-            why=why(interface=PLANNED, recipe=IN_PLACE),
+            why=why(recipe=IN_PLACE),
         ),
         Row(
             "Remove a task",
-            (),
+            ("run.remove_tasks",),
             ("remove",),
             python=(".remove_task",),
-            why=why(interface=PLANNED, recipe=IN_PLACE),
+            why=why(recipe=IN_PLACE),
         ),
         Row(
             "Plan a coded collection anew",
             (),
             ("compact",),
             python=(".compact",),
-            why=why(interface=PLANNED, recipe=IN_PLACE),
+            why=why(interface=UPKEEP, recipe=IN_PLACE),
         ),
         Row(
             "Keep a shared basis beside coded tasks",
             (),
             ("basis",),
             python=(".with_basis", ".in_basis", ".basis_figures", ".has_basis"),
-            why=why(interface=PLANNED, recipe=IN_PLACE),
+            why=why(interface=UPKEEP, recipe=IN_PLACE),
         ),
     ],
     "With a model": [
         Row(
             "Put tasks on a model, and switch them",
             python=("VLoRAModel", "apply", ".apply", ".to"),
-            why=why(interface=PLANNED, command=OF_A_MODEL, recipe=OF_A_MODEL),
+            why=why(interface=OF_A_MODEL, command=OF_A_MODEL, recipe=OF_A_MODEL),
         ),
         Row(
             "Train a task in a subspace",
             python=("SubspaceTrainer", "orthogonal_init", ".get_trainable_params",
                     "integrations.huggingface.VLoRACallback"),
-            why=why(interface=PLANNED, command=OF_A_MODEL, recipe=OF_A_MODEL),
+            why=why(interface=OF_A_MODEL, command=OF_A_MODEL, recipe=OF_A_MODEL),
         ),
         Row(
             "Route inputs to tasks, and blend tasks",
             python=("TaskRouter", "blend_tasks"),
-            why=why(interface=PLANNED, command=OF_A_MODEL, recipe=OF_A_MODEL),
+            why=why(interface=OF_A_MODEL, command=OF_A_MODEL, recipe=OF_A_MODEL),
         ),
         Row(
             "The other libraries' building blocks",
             python=("compute_svd", "project_onto_subspace", "reconstruct_from_subspace",
                     "gram_schmidt", "incremental_svd_update", "compat.lorashare.SHAREModel"),
             why=why(
-                interface=PLANNED,
+                interface="they are parts for code of one's own",
                 command="they are parts for code of one's own",
                 recipe="they are parts for code of one's own",
             ),
@@ -324,15 +333,14 @@ SECTIONS: dict[str, list[Row]] = {
     "The Hub": [
         Row(
             "Push a subspace, tasks or adapters",
-            (),
+            ("run.push",),
             ("push",),
             ("push",),
             (".push_to_hub", "publish.push.push"),
-            why=why(interface=PLANNED),
         ),
         Row(
             "Pull, or work on an address",
-            ("adapters.open",),
+            ("run.pull", "adapters.open"),
             ("pull",),
             ("input",),
             ("load_adapter_from_hub", "hub.pull.pull", "hub.fetch.fetch"),
@@ -348,14 +356,15 @@ SECTIONS: dict[str, list[Row]] = {
     "Work": [
         Row(
             "Run a recipe, in a terminal or as a job",
-            ("run.start", "app.command"),
+            ("run.start", "run.recipe", "app.command"),
             ("run", "jobs start"),
             ("input", "compress", "quantize", "output", *SEVERAL),
             why=why(python="there the functions of this table are called one by one"),
         ),
         Row(
             "Jobs: list, follow, cancel, resume, remove",
-            ("run.cancel", "run.resume", "run.remove"),
+            ("run.enter", "run.log", "run.mark", "run.compare", "run.cancel", "run.resume",
+             "run.remove"),
             ("jobs list", "jobs show", "jobs follow", "jobs cancel", "jobs resume",
              "jobs remove"),
             why=why(recipe="a job is the run of a recipe", python=OF_THE_APP),
@@ -383,14 +392,8 @@ HANDLING = {
     *("adapters.range", "adapters.undo", "adapters.sort", "adapters.turn", "adapters.close"),
     *("adapters.pane", "adapters.back", "choose.k_down", "choose.k_up", "choose.k_down_8"),
     *("choose.k_up_8", "choose.undo", "choose.clear_own", "choose.side", "choose.next_pane"),
-    *(
-        "choose.previous_pane",
-        "choose.done",
-        "choose.open",
-        "run.pane",
-        "run.pane_back",
-        "inspect.lower_much",
-    ),
+    *("choose.previous_pane", "choose.done", "choose.open", "run.pane", "run.pane_back"),
+    *("run.back", "inspect.lower_much", "app.repaint"),
     *("inspect.higher_much", "inspect.filter", "inspect.next_pane", "inspect.pane_before"),
     *("inspect.next", "inspect.before", "inspect.write", "module.next", "module.before"),
     *("module.next_adapter", "module.adapter_before"),
@@ -484,8 +487,6 @@ def _faults_of_cell(row: Row, column: str) -> Iterator[str]:
     names, reason = getattr(row, column), dict(row.why).get(column)
     if not names and not (reason or "").strip():
         yield f"{row.what}: the cell of {column} is empty, and nothing says why"
-    if not names and reason == PLANNED and column != "interface":
-        yield f"{row.what}: only the interface has what is planned, not {column}"
     if names and reason:
         yield f"{row.what}: the cell of {column} is filled, and has a reason to be empty"
 
@@ -510,8 +511,7 @@ def _cell(row: Row, column: str) -> str:
     names = getattr(row, column)
     if not names:
         reason = dict(row.why)[column]
-        only = "command only" if row.command else "Python only"
-        return reason if reason == PLANNED else f"{only}: {reason}"
+        return f"{ONLY if row.command else 'Python only'}: {reason}"
     if column == "interface":
         return _entries(names)
     return "; ".join(_table(name) if column == "recipe" else f"`{name}`" for name in names)

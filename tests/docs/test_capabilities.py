@@ -66,10 +66,8 @@ def test_a_cell_that_is_empty_says_why(column: str) -> None:
     assert [f for f in faults([both]) if f.startswith("All:")]
 
 
-def test_only_the_interface_may_be_planned() -> None:
-    table = [Row("All", (), ("push",), (), ("merge",), why(interface="planned", recipe="planned"))]
-    told = [f for f in faults(table) if f.startswith("All:")]
-    assert told == ["All: only the interface has what is planned, not recipe"]
+def test_nothing_is_put_off_to_a_later_version() -> None:
+    assert all("planned" not in reason for row in rows() for _, reason in row.why)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,13 @@ from safetensors.numpy import load_file
 
 from tests.conftest import FreshPython
 from vlora_engine.demo import (
+    BASE_FOLDER,
     BROKEN_TENSOR,
     DEMO_ADAPTERS,
     MANIFEST,
+    TEXTS,
     demo_base_config,
+    demo_model,
     make_demo_collection,
 )
 from vlora_engine.errors import OutputExistsError
@@ -30,7 +33,7 @@ NAMES = [adapter.name for adapter in DEMO_ADAPTERS]
 
 # All that a reader of the files sees, without the layout of the safetensors header. It holds on
 # every machine (see the module's docstring). A change is on purpose: raise DEMO_VERSION with it.
-GOLDEN = "441324f44bd27e9d8d928a06f8a5755049d9fc74300934016046c4eec98a4541"
+GOLDEN = "4f1f49d712b63b4f0c9b2441225d33239cc0c54cb8abfa1bd1ae6a4adf83dc4c"
 
 Deltas = dict[str, np.ndarray]  # module: dW [d_out, d_in], float64
 
@@ -152,7 +155,10 @@ def test_it_holds_the_adapters_it_names_and_about_ten_megabytes(demo: Path) -> N
     assert [name for name, _ in collection.adapters] == NAMES
     assert folders == set(NAMES)
     assert all(purpose for _, purpose in collection.adapters)
-    assert 8e6 < sum(map(len, all_files(demo).values())) < 12e6
+    sizes = {name: len(data) for name, data in all_files(demo).items()}
+    beside = sum(size for name, size in sizes.items() if name.startswith(BASE_FOLDER))
+    assert 8e6 < sum(sizes.values()) - beside < 12e6
+    assert beside < 5e6
 
 
 def test_it_says_that_it_is_synthetic(demo: Path) -> None:
@@ -313,6 +319,40 @@ def test_the_untrained_adapter_has_a_start_and_exact_zeros(demo: Path) -> None:
         else:
             assert np.all(np.abs(tensor) <= 1 / math.sqrt(tensor.shape[1])), key
             assert np.std(tensor) > 0.5 / math.sqrt(tensor.shape[1]), key
+
+
+# ---- what it is evaluated on
+
+
+def test_the_base_is_a_whole_model_of_the_adapters_shape(demo: Path) -> None:
+    """By transformers itself: every weight is there, none is left over, the shapes fit."""
+    transformers = pytest.importorskip("transformers")
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        str(demo / BASE_FOLDER), output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    config = model.config.to_dict()
+    assert {key: config[key] for key in demo_base_config()} == demo_base_config()
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    for key, W in dense_deltas(demo / "legal").items():
+        assert shapes[f"{key.removeprefix('base_model.model.')}.weight"] == W.shape
+    assert "not trained" in json.loads((demo / BASE_FOLDER / "config.json").read_text())["about"]
+
+
+def test_there_are_ten_texts_and_every_letter_is_a_token_of_the_base(demo: Path) -> None:
+    text = (demo / TEXTS).read_text("ascii")
+    assert len(text.strip().split("\n\n")) == 10
+    assert len(text.encode()) > 1000
+
+
+def test_base_and_texts_are_found_from_an_adapter_of_the_demo_alone(
+    demo: Path, tmp_path: Path
+) -> None:
+    found = demo_model([tmp_path, demo / "support-bot" / "checkpoint-500"])
+    assert found is not None
+    assert (found.base, found.texts) == (demo / BASE_FOLDER, demo / TEXTS)
+    assert demo_model([tmp_path, demo.parent]) is None
 
 
 # ---- where it is written

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.errors import CollectionError, ParameterError
-from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
+from vlora_engine.catalog.read import is_subspace, read_manifest
+from vlora_engine.errors import ParameterError
+from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS
 from vlora_engine.utils.device import require_device
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
@@ -20,10 +21,7 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.utils.formatting import nats, percent, plural, printable
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.evaluation.evaluate import Evaluation
-    from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def evaluate(
@@ -90,50 +88,31 @@ def evaluate(
         judge_adapters(out, places, merged or (), judging, skip_bad=skip_bad)
         return
     subspace, *places = places[0], *fetch_first(out, *(originals or ()))
-    manifest, tasks = _chosen(subspace, task)
-    model = base or manifest.base_model
-    if model is None:
-        raise ParameterError(
-            "The subspace names no base model.", where=subspace, remedy="name it with --base"
-        )
-    texts = read_prompts(prompts, tasks, max_tokens=max_tokens) if prompts else None
-    from vlora_engine.evaluation.evaluate import evaluate_subspace
-    from vlora_engine.nn.peft_model import load_base, require_extra
-    from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_tui.pipeline.evaluating import Request
+    from vlora_tui.pipeline.evaluating import evaluate as measure
 
-    require_extra()
-    opened = SharedSubspace.load(subspace, lazy=True)
+    asked = Request(
+        subspace, base, tuple(prompts or ()), tuple(task or ()), tuple(places),
+        max_tokens, length, seed, device, dtype, skip_bad,
+    )  # fmt: skip
     with Watcher(out) as watcher:
-        found, left_out = _find_originals(opened, tasks, places, out, watcher, skip_bad=skip_bad)
-        result = evaluate_subspace(
-            load_base(model, device=device, dtype=dtype),
-            opened,
-            found,
-            prompts=texts,
-            max_tokens=max_tokens,
-            length=length,
-            seed=seed,
-            progress=watcher.on_progress,
-        )
+        found = measure(asked, warn=out.warn, progress=watcher.on_progress)
+    result, errors = found.result, found.errors
     worst = result.scores[0].compressed.kl
     exceeds = fail_above is not None and not worst <= fail_above
-    errors = {name: manifest.tasks[name].error for name in found}
-    data = result.as_dict()
-    for row in data["tasks"]:
-        row["error"] = errors[row["task"]]
     out.json(
         "eval",
         {
             "path": subspace,
-            "method": manifest.method,
-            "base": model,
-            "prompts": "sampled" if texts is None else prompts,
+            "method": read_manifest(subspace).method,
+            "base": found.base,
+            "prompts": list(found.prompts) or "sampled",
             "max_tokens": max_tokens,
             "length": length,
             "seed": seed,
             "dtype": dtype,
-            **data,
-            "left_out": left_out,
+            **found.as_dict(),
+            "left_out": found.left_out,
             "fail_above": fail_above,
             "exceeds": exceeds,
         },
@@ -147,8 +126,6 @@ def evaluate(
 
 def _is_one_subspace(places: Sequence[str]) -> bool:
     """Whether a single subspace is given; a place where nothing is counts, too."""
-    from vlora_engine.catalog.read import is_subspace
-
     if len(places) > 1:
         return False
     path = Path(places[0])
@@ -214,44 +191,6 @@ def _show_control(out: Output, result: Evaluation) -> None:
             f"the control does not fail: another task's adapter does as well for {names}; "
             "on this text the figures tell little"
         )
-
-
-def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[str]]:
-    """The index, and the tasks to evaluate in its order."""
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.task_patterns import match_tasks
-
-    manifest = read_manifest(subspace)
-    if not manifest.tasks:
-        raise ParameterError("The subspace has no task to evaluate.", where=subspace)
-    return manifest, match_tasks(patterns or (), list(manifest.tasks))
-
-
-def _find_originals(
-    subspace: SharedSubspace,
-    tasks: list[str],
-    places: list[str] | None,
-    out: Output,
-    watcher: Watcher,
-    *,
-    skip_bad: bool,
-) -> tuple[dict[str, AdapterSource], list[str]]:
-    """The originals of the tasks, and the tasks that are left out for want of one."""
-    from vlora_engine.catalog.originals import find_originals
-
-    records = [subspace.tasks.record(name) for name in tasks]
-    found, missing = find_originals(records, places or (), progress=watcher.on_progress)
-    if missing and (not skip_bad or not found):
-        errors: dict[str, Any] = {"errors": list(missing.values())}
-        raise CollectionError(
-            f"The originals of {len(missing)} of {plural(len(tasks), 'task')} cannot be had.",
-            **errors,
-            remedy="say with --originals where they lie now"
-            + (", or leave these tasks out with --skip-bad" if found else ""),
-        )
-    for name, error in missing.items():
-        out.warn(f"{name} is left out: {error.what}")
-    return found, list(missing)
 
 
 def _check_figures(fail_above: float | None, max_tokens: int, length: int) -> None:

@@ -195,14 +195,12 @@ def in_place(subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
-    from vlora_engine.utils.locks import changing
-    from vlora_engine.utils.outputs import sweep
+    from vlora_tui.pipeline.tasks import in_place as held
 
     if dry_run:
         yield
         return
-    with changing(subspace, wait=not no_wait, tell=out.warn):
-        sweep(Path(subspace).expanduser().resolve())
+    with held(subspace, wait=not no_wait, tell=out.warn):
         yield
 
 

@@ -31,6 +31,8 @@ STAGES = {
     "convert": "converting",
     "originals": "originals",
     "evaluate": "evaluating",
+    "add": "adding",
+    "remove": "removing",
 }
 
 

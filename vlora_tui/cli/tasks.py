@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
+from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
@@ -15,7 +14,6 @@ from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.manifest.manifest import Manifest
 
 PROGRAM = "vlora-tui"
@@ -40,6 +38,7 @@ def add(
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
     from vlora_tui.cli.flags import require_there
+    from vlora_tui.pipeline.tasks import ABSORB, INCREMENTAL, PROJECT, way_of
 
     if incremental and project:
         raise ParameterError("--incremental and --project are two ways of adding.")
@@ -48,35 +47,13 @@ def add(
     manifest = read_manifest(subspace)
     _require_ours(manifest, "add", adapter)
     (adapter,) = fetch_first(out, adapter)
-    how = "project" if project else "incremental" if incremental else "absorb"
-    notes = []
-    if how != "absorb" and manifest.coding is not None and manifest.shared_basis is None:
-        why = f"method {manifest.method} codes every task by itself, and no basis is beside them"
-        notes = [f"--{how}: no effect; {why}"]
-        out.once(notes[0])
-        how = "absorb"
+    asked = PROJECT if project else INCREMENTAL if incremental else ABSORB
+    how, why = way_of(manifest, asked)
+    notes = [f"--{asked}: no effect; {why}"] if why else []
+    for note in notes:
+        out.once(note)
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
         _add_to(subspace, adapter, task_id, how, notes, out, dry_run=dry_run)
-
-
-def _new_name(manifest: Manifest, adapter: str, task_id: str | None) -> str:
-    """The name of a task to be added.
-
-    Raises:
-        ParameterError: It is empty, or there is a task of that name.
-    """
-    ref = AdapterRef.parse(adapter)
-    default_name = ref.name if ref.is_hub else Path(adapter).resolve().name
-    name = task_id if task_id is not None else default_name
-    if not name.strip():
-        raise ParameterError("A task needs a name.", found=repr(name))
-    if name in manifest.tasks:
-        raise ParameterError(
-            f"The subspace has a task {name!r} already.",
-            where=manifest.path,
-            remedy="choose another name with --task-id, or remove the old one first",
-        )
-    return name
 
 
 def _add_to(
@@ -93,9 +70,10 @@ def _add_to(
     from vlora_engine.adapters.base_models import normalise_base_model
     from vlora_engine.catalog.open import open_adapter
     from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.pipeline.tasks import add_task, error_grown_most, new_name
 
     manifest = read_manifest(subspace)
-    name = _new_name(manifest, adapter, task_id)
+    name = new_name(manifest, adapter, task_id)
     source = open_adapter(adapter)
     base_model, own = source.config.get("base_model_name_or_path"), manifest.base_model
     if base_model and own and normalise_base_model(str(base_model)) != normalise_base_model(own):
@@ -111,10 +89,7 @@ def _add_to(
         out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
         out.text(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
         return
-    from vlora_engine.adapters.check import check_adapters
-
-    check_adapters({name: source}).require()
-    for other in _add(Path(subspace), source, name, how):
+    for other in add_task(Path(subspace), source, name, how):
         out.note(f"{other}: its original was not found; taken from the subspace")
     after = read_manifest(subspace)
     record = after.task(name)
@@ -153,21 +128,12 @@ def remove(
 def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool) -> None:
     """Remove them and tell what is left; the index is as it was when it is read here."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.task_patterns import match_tasks
+    from vlora_tui.pipeline.tasks import removable, remove_tasks
 
     manifest = read_manifest(subspace)
-    names = match_tasks(tasks, list(manifest.tasks))
-    if len(names) == len(manifest.tasks):
-        raise ParameterError(
-            "That would leave no task.", where=subspace, remedy="delete the directory instead"
-        )
+    names = removable(manifest, tasks)
     if not dry_run:
-        from vlora_engine.shared_subspace import SharedSubspace
-
-        opened = SharedSubspace.load(Path(subspace), lazy=True)
-        for name in names:
-            opened.remove_task(name)
-        opened.save(Path(subspace), force=True)
+        remove_tasks(Path(subspace), names)
     left = len(manifest.tasks) - len(names)
     nbytes = read_manifest(subspace).nbytes
     out.json(
@@ -199,34 +165,3 @@ def _require_ours(manifest: Manifest, command: str, *words: str) -> None:
         found=f"one that {manifest.peer} owns",
         remedy=f"{convert} && {again}",
     )
-
-
-def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, float] | None:
-    """The task whose error grew most, with its error before and now; None if none did."""
-    grown = [
-        (task.error - before.tasks[name].error, name)
-        for name, task in after.tasks.items()
-        if name in before.tasks
-    ]
-    most, name = max(grown, default=(0.0, ""))
-    return (name, before.tasks[name].error, after.tasks[name].error) if most > 1e-4 else None
-
-
-def _add(subspace: Path, source: AdapterSource, name: str, how: str) -> list[str]:
-    """Add what was checked; the tasks that were taken from their reconstructions."""
-    from vlora_engine.adapters.model import to_memory
-    from vlora_engine.shared_subspace import SharedSubspace
-
-    opened = SharedSubspace.load(subspace, lazy=True)
-    weights = to_memory(source)
-    if how == "project":
-        # Beside coded tasks the basis is asked for: by itself an adapter would be coded.
-        opened.add_task(opened.in_basis().project(weights, name, None))
-    elif how == "incremental":
-        opened.absorb_incremental(weights, name)
-    try:
-        inexact = opened.absorb(weights, name) if how == "absorb" else []
-    except CollectionError as error:
-        raise (error.errors[0] if len(error.errors) == 1 else error) from None
-    opened.save(subspace, force=True)
-    return inexact

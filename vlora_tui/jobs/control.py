@@ -27,6 +27,7 @@ from vlora_tui.jobs.store import Job, JobStore, goes_first, torch_version
 from vlora_tui.jobs.watch import FOLLOW_SECONDS, JobView, State, look
 from vlora_tui.jobs.worker import WarmWorker
 from vlora_tui.pipeline import events
+from vlora_tui.pipeline.actions import Action
 from vlora_tui.recipe.model import Recipe
 
 KEEP, DISCARD = "keep", "discard"
@@ -46,6 +47,7 @@ def start(
     device: str | None = None,
     force: bool = False,
     worker: WarmWorker | None = None,
+    action: Action | None = None,
 ) -> Job:
     """Make a job of a recipe and start its process; a recipe of inputs alone computes spectra.
 
@@ -54,13 +56,14 @@ def start(
         device: For spectra; a build's stands in its recipe.
         force: Replace outputs that exist.
         worker: Runs the job if it is ready and the device is free; else a new process does.
+        action: What is done instead of the recipe (`start_action`).
 
     Raises:
         NotFoundError, ParameterError: The inputs are not there, or a running job writes there.
         StorageError: The state directory refuses, or no process can be started.
     """
     prune(store)
-    job, lock = store.create(recipe, spectra=spectra, device=device, force=force)
+    job, lock = store.create(recipe, spectra=spectra, device=device, force=force, action=action)
     try:
         _require_own_outputs(store, job)
     except BaseException:
@@ -69,6 +72,11 @@ def start(
         raise
     _launch(job, lock, worker)
     return job
+
+
+def start_action(store: JobStore, action: Action, *, force: bool = False) -> Job:
+    """Make a job of an action and start its process; raises as `start`."""
+    return start(store, action.recipe, force=force, action=action)
 
 
 def resume(store: JobStore, job: Job, *, gone: bool = False) -> Job:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -39,6 +40,17 @@ def device_key(device: str, environ: Mapping[str, str] = os.environ) -> str:
         return kind
     number = int(index or 0)
     return f"cuda-{shown[number]}" if shown and number < len(shown) else f"cuda-{number}"
+
+
+def devices(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The words for the devices that this machine seems to have, told without torch."""
+    found = ["auto", "cpu"]
+    if device_key("auto", environ) != "cpu":
+        many = len(list(DEV.glob("nvidia[0-9]*")))
+        found += ["cuda", *(f"cuda:{n}" for n in range(many) if many > 1)]
+    if sys.platform == "darwin":
+        found.append("mps")
+    return found
 
 
 class DeviceQueue:

@@ -143,6 +143,13 @@ def _make_run(job: Job, emit: JobEventLog, cancelled: Callable[[], bool]) -> Run
     from vlora_tui.pipeline.run import Run, SpectraRun
 
     recipe, info = job.recipe(), job.info
+    action = job.action()
+    if action is not None:
+        from vlora_tui.pipeline.action_run import ActionRun
+
+        return ActionRun(
+            recipe, emit, force=info.force, job=job.id, cancelled=cancelled, action=action
+        )
     if info.kind == SPECTRA:
         return SpectraRun(
             recipe,

@@ -4,6 +4,7 @@
 |---|---|
 | job.json | what kind of work, when, by which program, started by whom; a resume renews the last |
 | recipe.toml | absolute, patterns resolved |
+| action.json | of a job that runs no recipe: what it does |
 | events.jsonl | what happens, append only |
 | log.txt | what the process prints |
 | lock | who runs it (`joblock`) |
@@ -42,6 +43,7 @@ from vlora_engine.utils.reading import open_file, read_file, read_text
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
 from vlora_tui.jobs.joblock import PATIENCE_SECONDS, JobLock, LockState, probe
+from vlora_tui.pipeline.actions import Action, read_action
 from vlora_tui.pipeline.events import SpectraBegun, is_time, read_events
 from vlora_tui.pipeline.unfinished import unfinished_build
 from vlora_tui.recipe.model import Recipe
@@ -53,6 +55,7 @@ from vlora_tui.utils.locking import open_lock, try_lock, waiting_lock
 SCHEMA = "vlora-tui/job"
 VERSION = 1
 BUILD, SPECTRA = "build", "spectra"
+ACTION = "action.json"
 LAST = "last"
 WEIGHTS = (".safetensors", ".bin", ".gguf", ".npz")
 SMALL_BYTES = 500_000_000  # of inputs: to measure so much takes a minute or two
@@ -63,7 +66,7 @@ class JobInfo:
     """What is known of a job when it is made; `started_by` alone changes, with a resume.
 
     Args:
-        kind: ``build`` (all that a recipe says) or ``spectra``.
+        kind: ``build`` (all that a recipe says), ``spectra``, or the kind of an action.
         title: A few words for lists.
         created: Seconds since 1970.
         outputs: The paths it is going to write, as far as they are known before it runs.
@@ -175,6 +178,22 @@ class Job:
     def recipe(self) -> Recipe:
         """What the job does."""
         return load_recipe(self.recipe_path)
+
+    def action(self) -> Action | None:
+        """What the job does if that is no recipe.
+
+        Raises:
+            CorruptFileError: It cannot be read.
+        """
+        path = self.folder / ACTION
+        if self.info.kind in (BUILD, SPECTRA):
+            return None
+        try:
+            return read_action(path, read_file(path))
+        except OSError as error:
+            raise CorruptFileError(
+                "The job's action cannot be read.", where=path, found=error.strerror or str(error)
+            ) from None
 
     def standing(self) -> LockState:
         """Who holds the job's lock, if anybody does."""
@@ -318,21 +337,29 @@ class JobStore:
         spectra: Path | None = None,
         device: str | None = None,
         force: bool = False,
+        action: Action | None = None,
     ) -> tuple[Job, JobLock]:
         """Make the directory of a new job; its lock is held by this process.
+
+        Args:
+            action: What it does instead of the recipe, which then has its inputs alone.
 
         Raises:
             NotFoundError, ParameterError: Inputs of the recipe are not there.
             StorageError: The state directory refuses.
         """
-        recipe = resolve(recipe)
-        if is_spectra(recipe) and recipe.input.subspace is not None:
+        recipe = recipe if action is not None else resolve(recipe)
+        if action is None and is_spectra(recipe) and recipe.input.subspace is not None:
             raise ParameterError(
                 "The recipe asks for nothing: a subspace has its figures already.",
                 where=recipe.input.subspace,
                 expected="[[export]], [[merge]] or [[resize]]",
             )
         kind = SPECTRA if is_spectra(recipe) else BUILD
+        title, outputs = title_of(recipe), tuple(outputs_of(recipe, spectra))
+        if action is not None:
+            kind, title, outputs = action.kind, action.title, action.outputs
+            device = getattr(action, "device", device)
         if device is None:
             device = recipe.compress.device if recipe.compress is not None else "auto"
         with self._alone():
@@ -341,11 +368,11 @@ class JobStore:
         info = JobInfo(
             id=job_id,
             kind=kind,
-            title=title_of(recipe),
+            title=title,
             created=round(time.time(), 3),
             device=device,
             force=force,
-            outputs=tuple(outputs_of(recipe, spectra)),
+            outputs=outputs,
             spectra=None if spectra is None else str(Path(spectra).expanduser().absolute()),
             host=host_name(),
             program=__version__,
@@ -354,6 +381,8 @@ class JobStore:
         )
         try:
             write_file(new / "recipe.toml", _utf8(recipe.to_toml()))
+            if action is not None:
+                write_file(new / ACTION, dump_json(action.as_dict(), indent=1))
             _write_info(new, info)
             new.rename(self.folder / job_id)
         except BaseException:

@@ -309,7 +309,7 @@ def written_paths(timed_events: list[TimedEvent]) -> set[str]:
     """
     kinds = (
         *(events.SubspaceWritten, events.Exported, events.Merged, events.Resized),
-        events.Converted,
+        *(events.Converted, events.TaskAdded, events.TasksRemoved, events.Pulled),
     )
     written = {t.event.path for t in timed_events if isinstance(t.event, kinds)}
     return written | {t.event.to for t in timed_events if isinstance(t.event, events.Pushed)}
@@ -321,12 +321,21 @@ def _slim(event: events.Event) -> events.Event:
         case events.Started():
             return replace(event, recipe="")
         case events.SubspaceWritten():
-            short = {k: v for k, v in event.figures.items() if not isinstance(v, dict | list)}
-            return replace(event, figures=short)
-        case events.Merged() | events.Resized():
-            short = {k: v for k, v in event.report.items() if not isinstance(v, dict | list)}
-            return replace(event, report=short)
+            return replace(event, figures=_short(event.figures, keep=("before", "quantization")))
+        case events.Merged():
+            return replace(event, report=_short(event.report, keep=("kept",)))
+        case events.Resized():
+            return replace(event, report=_short(event.report))
+        case events.Evaluated():
+            return replace(event, report=_short(event.report, keep=("mean", "worst", "control")))
     return event
+
+
+def _short(figures: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Figures without tables and lists; how long a list was stands under ``<name>_count``."""
+    counts = {f"{k}_count": len(v) for k, v in figures.items() if isinstance(v, list)}
+    kept = {k: v for k, v in figures.items() if k in keep or not isinstance(v, dict | list)}
+    return {**kept, **counts}
 
 
 def _take_all(view: JobView, reader: EventReader, into: list[TimedEvent] | None = None) -> bool:

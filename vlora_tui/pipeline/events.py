@@ -285,6 +285,58 @@ class Pushed(Event, type="pushed"):
 
 
 @dataclass(frozen=True)
+class TaskAdded(Event, type="task_added"):
+    """A subspace in its place has one task more; ``tasks`` is how many it has now.
+
+    Args:
+        how: ``absorb``, ``incremental`` or ``project``.
+        error: Of the new task. before, nbytes: Bytes of the subspace before and now.
+        lost: The other task whose error grew most, and its error before and now; empty if none.
+    """
+
+    path: str
+    task: str
+    how: str
+    tasks: int
+    error: float
+    before: int
+    nbytes: int
+    lost: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TasksRemoved(Event, type="tasks_removed"):
+    """A subspace in its place has lost tasks; ``tasks`` is how many are left."""
+
+    path: str
+    removed: tuple[str, ...]
+    tasks: int
+    before: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Evaluated(Event, type="evaluated"):
+    """What a base model notices of a subspace's compression; ``report`` as ``eval --json``."""
+
+    path: str
+    base: str
+    prompts: str
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pulled(Event, type="pulled"):
+    """Adapters or a subspace of the Hub were copied here; ``downloaded`` bytes were not cached."""
+
+    address: str
+    path: str
+    files: int
+    nbytes: int
+    downloaded: int = 0
+
+
+@dataclass(frozen=True)
 class Finished(Event, type="finished"):
     """The last event of a run that did all it should."""
 

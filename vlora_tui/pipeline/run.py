@@ -319,9 +319,10 @@ class Run:
         return figures, others_at(compress.target, figures, spectra)
 
     def _quantize(self, source: Path, quantize: Quantize, out: Path) -> dict[str, Any]:
-        """Pack the subspace in ``source`` into ``out``; its figures."""
+        """Pack the subspace in ``source`` into ``out``; its figures, and those before."""
         from vlora_engine.compress.requantize import quantize_subspace
 
+        before = manifest_figures(read_manifest(source))
         manifest = quantize_subspace(
             source,
             out,
@@ -330,7 +331,8 @@ class Run:
             tell=lambda text: self.emit(events.Remark(text, str(out), "quantize")),
             made=partial(self._tell_made, out),
         )
-        return manifest_figures(manifest)
+        named = ("nbytes", "mean_error", "max_error", "worst_task", "quantization")
+        return manifest_figures(manifest) | {"before": {name: before[name] for name in named}}
 
     def _check(self) -> CheckReport:
         """The verdict on every adapter; asked twice, it is the first one."""

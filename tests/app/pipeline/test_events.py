@@ -32,10 +32,15 @@ SAMPLES = [
     events.Resized("a", "/a", 12, {"error": 0.1}),
     events.Converted("a", "/a", "mlx", 12, 1e-9),
     events.Pushed("/o", "hf://me/o", "hf://me/o@c", "https://h/me/o", files=3, nbytes=12),
+    events.TaskAdded("/o", "c", "absorb", tasks=3, error=0.04, before=10, nbytes=12,
+                     lost={"task": "a", "before": 0.01, "error": 0.02}),
+    events.TasksRemoved("/o", ("c",), tasks=2, before=12, nbytes=10),
+    events.Evaluated("/o", "org/base", "sampled", {"mean": {"kl": 0.01}}),
+    events.Pulled("hf://me/o@c", "/here", files=3, nbytes=12, downloaded=5),
     events.Finished(1.5, ("/o",)),
     events.Failed({"what": "no"}, exit_code=2),
     events.Cancelled("stopped", resumable=True),
-]
+]  # fmt: skip
 
 
 def test_every_type_has_a_sample() -> None:

@@ -46,7 +46,7 @@ def test_no_colour_reaches_the_terminal(terminal: Terminal) -> None:
         ("j", b"task01"),
         ("2", b"Explained variance"),
         ("\t\tt", b"each layer"),
-        ("3", b"What Enter starts"),
+        ("3", b"Ready to run"),
         ("4", b"Inspect"),
         ("5", b"Export"),
         ("?", b"esc"),

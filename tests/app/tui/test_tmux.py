@@ -167,7 +167,7 @@ def choose_k(tui: Terminal, layers: int, k: int) -> None:
 
 def run_job(tui: Terminal) -> None:
     """Start what the Run screen offers, and wait for its end."""
-    tui.press("Enter")
+    tui.press("w")
     sees_the_end(tui)
 
 
@@ -260,8 +260,8 @@ def held(terminal: Open, store: JobStore, gate: Gate, home: Path) -> tuple[Termi
     tui.press("*")
     tui.sees("4 adapters ·")
     tui.press("3")
-    tui.sees("What Enter starts", "4 adapters")
-    tui.press("Enter")
+    tui.sees("Ready to run", "4 adapters")
+    tui.press("w")
     gate.reached()
     tui.sees("running", "job: ")
     gate.no_more()

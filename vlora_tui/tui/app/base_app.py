@@ -395,6 +395,7 @@ class BaseApp(FaultNet):
         self.session.exports = recipe.exports
         self.session.skip_bad = recipe.input.skip_bad
         if recipe.compress is not None:
+            self.session.device = recipe.compress.device
             choosing, lost = shown_target(recipe.compress.target)
             self.session.choose(choosing)
             if lost:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import Job, JobStore, JobView, JobWatcher
+    from vlora_tui.pipeline.actions import Action
     from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.core.session import Session
 
@@ -135,6 +136,16 @@ class JobClient:
 
         self._later(work, "starting the job")
 
+    def start_action(self, action: Action, *, force: bool = False) -> None:
+        """Start a job of an action; `JobsChanged` tells of it."""
+        from vlora_tui.jobs import start_action
+
+        def work() -> None:
+            self.started.add(start_action(self.store(), action, force=force).id)
+            self._look()
+
+        self._later(work, "starting the job")
+
     def _start(self, recipe: Recipe, force: bool, text: str) -> None:
         from vlora_tui.jobs import start
 
@@ -188,7 +199,7 @@ class JobClient:
             if cached is not None:
                 self._show(cached, chosen)
                 return
-            job = start(self.store(), recipe)
+            job = start(self.store(), recipe, device=session.device)
             self.started.add(job.id)
             if self.spectra_of == chosen:
                 self.spectra_job = job.id

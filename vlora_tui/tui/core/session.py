@@ -73,6 +73,7 @@ class Session:
         spectra: The spectra of the marked adapters, as far as they are computed.
         manifest: The subspace that is open, where one is.
         output: Where the subspace is going to be written.
+        device: What measures and builds: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         bad: Adapters that reading every tensor ruled out, by path, and why.
         left_out: Of these, the ones that the work goes on without.
         skip_bad: The recipe that was opened says to go on without any that are bad.
@@ -84,6 +85,7 @@ class Session:
     spectra: Spectra | None = None
     manifest: Manifest | None = None
     output: str | None = None
+    device: str = "auto"
     exports: tuple[Export, ...] = ()
     bad: dict[str, Finding] = field(default_factory=dict)
     left_out: dict[str, None] = field(default_factory=dict)
@@ -295,7 +297,7 @@ class Session:
     # recipes
 
     def recipe(self) -> Recipe:
-        """What Enter would run: the marked adapters, the choice, the output, the exports."""
+        """What would be built: the marked adapters, the choice, the output, the exports."""
         from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 
         adapters = tuple(AdapterInput(str(info.path), info.name) for info in self.chosen)
@@ -304,7 +306,7 @@ class Session:
             input=Input(
                 adapters=adapters, skip_bad=self.skip_bad or len(self.included) < len(adapters)
             ),
-            compress=Compress(self.choosing),
+            compress=Compress(self.choosing, self.device),
             output=self.output or str(self.default_output()),
             exports=self.exports,
         )

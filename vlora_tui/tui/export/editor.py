@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from vlora_tui.tui.export.items import ItemsPane
 
-OUTPUT_SETTING = {"export": "out", "merge": "merged", "resize": "resized"}
+OUTPUT_SETTING = {
+    "export": "out", "merge": "merged", "resize": "resized", "convert": "converted"
+}  # fmt: skip
 STEP = 0.05  # of a weight
 
 
@@ -114,8 +116,8 @@ class SettingsEditor:
 
     def next_dtype(self) -> None:
         """The next dtype."""
-        if self.settings.doing == "resize":
-            self._view.notify("Resizing keeps the dtype.", markup=False)
+        if self.settings.doing in ("resize", "convert"):
+            self._view.notify("This action keeps the dtype.", markup=False)
         else:
             self.turn_value("dtype", 1)
 

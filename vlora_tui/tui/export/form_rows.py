@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from vlora_engine.convert.formats import PEER_FORMATS
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_tui.tui.export.merge import (
@@ -20,6 +21,7 @@ from vlora_tui.tui.export.recipes import parse_layers, parse_weights
 from vlora_tui.tui.export.settings import (
     DOINGS,
     DTYPES,
+    FORMATS,
     NEW_RANK,
     RULES,
     SHARE,
@@ -35,11 +37,18 @@ DOING = {
     "export": ("export", "Each marked row becomes an adapter."),
     "merge": ("merge", "The marked ones become one adapter; a single one needs a weight."),
     "resize": ("resize", "Each marked row is written at another rank."),
+    "convert": ("convert", "Marked rows are written in another tool's format."),
 }
 RULE = {
     "rank": ("fixed rank", "The rank of every module; larger ones are cut where dW loses least."),
     "energy": ("a share of dW's energy", "As few numbers as hold this share of ||dW||^2."),
     "server": ("for a server", "One rank and one scale for all modules, no larger than it takes."),
+}
+FORMAT = {
+    "mlx": ("MLX-LM", "A folder for each adapter, as mlx_lm reads it."),
+    "gguf": ("GGUF", "One file for each adapter, as llama.cpp reads it."),
+    "vlora-dev": ("vlora-dev", "All of them as one subspace of vlora-dev."),
+    "lorashare": ("lorashare", "All of them as one subspace of lorashare."),
 }
 WRITTEN = "The dtype of A and B; other tensors stay bit for bit as they were."
 
@@ -52,6 +61,8 @@ def form_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
         fields += merge_lines(settings, names)
     elif settings.doing == "resize":
         fields += _resize_lines(settings, names)
+    elif settings.doing == "convert":
+        fields += _convert_lines(settings)
     else:
         fields += _export_lines(settings, len(names))
     return fields
@@ -67,6 +78,7 @@ def start_label(settings: Settings, plan: Plan, names: Sequence[str]) -> tuple[s
         return "Nothing to write", False
     many = plural(len(plan.rows), "adapter")
     labels = {"merge": f"Merge {len(names)} into one", "resize": f"Resize {many}"}
+    labels["convert"] = f"Convert {plural(len(names), 'adapter')}"
     label = labels.get(settings.doing, f"Write {many}")
     return label + (f", replacing {len(plan.there)}" if plan.there else ""), True
 
@@ -83,6 +95,10 @@ def turned(settings: Settings, key: str, by: int) -> Settings:
         case "dtype":
             target = settings.target if settings.doing == "export" else "peft"
             return replace(settings, dtype=next_of(dtypes_of(target), settings.dtype, by))
+        case "to":
+            return replace(settings, to=next_of(FORMATS, settings.to, by), dtype=None)
+        case "allow_loss":
+            return replace(settings, allow_loss=not settings.allow_loss)
         case "verify":
             return replace(settings, verify=not settings.verify)
         case "drop_rest":
@@ -140,6 +156,23 @@ def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     ]
 
 
+def _convert_lines(settings: Settings) -> list[Field]:
+    name, about = FORMAT[settings.to]
+    fields = [Field("to", "format", name, "choice", about)]
+    if settings.to == "gguf":
+        about = "The base model's folder or config.json: llama.cpp's names and row order follow it."
+        value = tilde(settings.base) if settings.base else "as the adapter says"
+        fields.append(Field("base", "base", value, "text", about))
+    place = "A folder; each adapter gets a folder of its own in it."
+    if settings.to in PEER_FORMATS:
+        place = "A folder, which holds all of them."
+    fields.append(Field("converted", "output", tilde(settings.converted), "text", place))
+    about = "What the format cannot hold, such as heads of classifiers."
+    value = "leave out" if settings.allow_loss else "refuse"
+    fields.append(Field("allow_loss", "losses", value, "choice", about))
+    return fields
+
+
 def _out_line(name: str, path: str, marked: int) -> Field:
     about = f"{{task}} stands for each task's name. ({key('export.place')})"
     alone = "{task}" not in path and marked > 1
@@ -170,6 +203,7 @@ PATH_SETTINGS: Mapping[str, tuple[str, str]] = {
     "out": ("Output", FOLDERS),
     "resized": ("Output", FOLDERS),
     "merged": ("Output", "A folder."),
+    "converted": ("Output", "A folder."),
     "base": (
         "Base model",
         "The base model's folder, or its config.json; empty: as the adapter says.",

@@ -15,7 +15,8 @@ HELP = (
     "<export.turn> switches to merge: the marked ones become one adapter, each with its weight "
     "(<export.weight> types it, <export.lighter> and <export.heavier> move it). <export.measure> "
     "measures what the merge keeps of each and writes nothing. <export.turn> again: resize to "
-    "another rank. <export.enter> opens what the cursor is on, <export.open> what a job has "
+    "another rank; and once more: convert to the format of another tool. "
+    "<export.enter> opens what the cursor is on, <export.open> what a job has "
     "written."
 )
 
@@ -24,7 +25,7 @@ KEYS: list[BindingType] = [
     shown("w", "start", "Write", "export.start", "Write what the preview shows"),
     shown("space", "mark", "Mark", "export.mark", "Mark or unmark the line"),
     hidden("o", "place", "export.place", "Change the output"),
-    shown("m", "turn", "Action", "export.turn", "Export, merge or resize"),
+    shown("m", "turn", "Action", "export.turn", "Export, merge, resize or convert"),
     shown("p", "measure", "Measure", "export.measure",
           "Measure what the merge keeps; write nothing"),
     shown("s", "target(1)", "Target", "export.target", "Next target: PEFT, or a server"),

@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from vlora_engine.convert.formats import SUBSPACE_FORMATS
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.output_checks import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.pipeline.output_plan import check_served, export_paths
-from vlora_tui.recipe.model import Merge, Resize
+from vlora_tui.recipe.model import Convert, Merge, Resize
 from vlora_tui.tui.export.recipes import base_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
@@ -30,6 +32,8 @@ FILES = {
     "peft": "adapter_config.json and adapter_model.safetensors",
     "llamacpp": "adapter.gguf",
     "ollama": "adapter.gguf and Modelfile",
+    "mlx": "adapter_config.json and adapters.safetensors",
+    "gguf": "adapter.gguf",
 }
 
 
@@ -111,6 +115,11 @@ def plan(
             paths = export_paths(resize, tasks)
             rows = [_resized_row(item, paths[item.name], resize, headers) for item in items]
             return _with_free_space(rows, source)
+        if settings.doing == "convert":
+            rows = _converted_rows(items, recipe_of(source, names, settings).converts[0], tasks)
+            return _with_free_space(
+                rows, source, FILES.get(settings.to, f"a {settings.to} subspace")
+            )
         paths = export_paths(recipe_of(source, names, settings).exports[0], tasks)
     except VLoRAError as error:
         return Plan(problem=error_text(error))
@@ -172,6 +181,17 @@ def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
     nbytes = merged_bytes([item.nbytes for item in items], ranks, merge.rank)
     at_most = merge.energy is not None
     return Row(f"{merge.method} of {len(items)}", Path(merge.path), nbytes, at_most=at_most)
+
+
+def _converted_rows(items: Sequence[Item], convert: Convert, tasks: Sequence[str]) -> list[Row]:
+    """A row for each adapter, as the job names their folders; one for a format of subspaces."""
+    if convert.to in SUBSPACE_FORMATS:
+        nbytes = sum(item.nbytes for item in items)
+        return [Row(f"{len(items)} as {convert.to}", Path(convert.path), nbytes)]
+    if len(items) == 1 and (convert.tasks or len(tasks) == 1):
+        return [Row(items[0].name, Path(convert.path), items[0].nbytes)]
+    names = slugs(tasks)
+    return [Row(i.name, Path(convert.path) / names[i.name], i.nbytes) for i in items]
 
 
 def _resized_row(item: Item, path: Path, resize: Resize, headers: Headers) -> Row:

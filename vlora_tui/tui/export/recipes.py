@@ -11,12 +11,22 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.convert.formats import GGUF
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets import find_target
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.naming import slugs
 from vlora_tui.pipeline.output_plan import check_merge
-from vlora_tui.recipe.model import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Convert,
+    Export,
+    Input,
+    Merge,
+    Recipe,
+    Resize,
+    is_path,
+)
 from vlora_tui.tui.export.settings import (
     ENERGY,
     NEW_RANK,
@@ -33,7 +43,7 @@ _ESCAPED = re.compile(r"\[([*?[])\]")  # by `glob.escape`
 
 
 def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
-    """What Enter starts.
+    """What is written or merged.
 
     Raises:
         ParameterError: Something that was typed cannot be.
@@ -42,6 +52,8 @@ def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Reci
         return _merge_recipe(source, marked, settings)
     if settings.doing == "resize":
         return _resize_recipe(source, marked, settings)
+    if settings.doing == "convert":
+        return _convert_recipe(source, marked, settings)
     inputs, tasks = _chosen(source, marked)
     export = Export(
         path=_absolute(settings.out),
@@ -92,6 +104,18 @@ def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) ->
     inputs, tasks = _chosen(source, marked)
     resize = Resize(path=_absolute(settings.resized), tasks=tasks, verify=settings.verify, **sizing)
     return Recipe(input=inputs, resizes=(resize,))
+
+
+def _convert_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
+    inputs, tasks = _chosen(source, marked)
+    convert = Convert(
+        settings.to,
+        _absolute(settings.converted),
+        tasks=tasks,
+        allow_loss=settings.allow_loss,
+        base=base_of(settings) if settings.to == GGUF else None,
+    )
+    return Recipe(input=inputs, converts=(convert,))
 
 
 def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
@@ -212,6 +236,8 @@ def command_of(recipe: Recipe, tasks: Sequence[str] = (), *, force: bool = False
         return shlex.join([*_merge_words(recipe), "-o", merge.path, *_merge_flags(merge), *more])
     if recipe.resizes:
         return _resize_commands(recipe, tasks, more)
+    if recipe.converts:
+        return _convert_command(recipe, more)
     return _export_commands(recipe, tasks, more)
 
 
@@ -265,6 +291,22 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
         return ["vlora-tui", "resize", ref, "-o", path, *options]
 
     return _per_task(names, all_names, resize.path, words)
+
+
+def _convert_command(recipe: Recipe, more: list[str]) -> str:
+    """All that is meant in one command: a format of subspaces holds it in one directory."""
+    convert, subspace = recipe.converts[0], recipe.input.subspace
+    options = [*(["--allow-loss"] if convert.allow_loss else []), *more]
+    options += [] if convert.base is None else ["--base", convert.base]
+    if subspace is not None:
+        names = list(map(_plain, convert.tasks))
+        places = [f"{subspace}:{name}" for name in names] if names else [subspace]
+    else:
+        names = [str(adapter.name) for adapter in recipe.input.adapters]
+        places = [adapter.path for adapter in recipe.input.adapters]
+    given = [word for name in names for word in ("--names", name)]
+    words = ["vlora-tui", "convert", *places, *given, "--to", convert.to, "-o", convert.path]
+    return shlex.join([*words, *options])
 
 
 def _per_task(

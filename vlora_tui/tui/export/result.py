@@ -11,7 +11,7 @@ from vlora_tui.jobs import JobView
 from vlora_tui.pipeline import events
 from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import advice, clean, plural
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 EXACT = 1e-12  # below that it is the rounding of the comparison itself
 
@@ -44,6 +44,9 @@ class Outcome:
             written[event.path] = event.nbytes or None
             reports[event.path] = event.report
         verified = {e.path: e.error for e in view.all(events.Verified)}
+        for converted in view.all(events.Converted):  # each is read back as it is written
+            written[converted.path] = converted.nbytes
+            verified[converted.path] = converted.error
         return cls(written, verified, reports, exported)
 
     def start_line(self, path: str) -> str:
@@ -59,7 +62,7 @@ class Outcome:
 
 def off(error: float) -> str:
     """What reading back has shown."""
-    return "the same" if error < EXACT else f"off by {error:.1g}"
+    return "the same" if error < EXACT else f"off by {percent(error)}"
 
 
 def result(view: JobView) -> tuple[str, bool]:
@@ -82,7 +85,8 @@ def result(view: JobView) -> tuple[str, bool]:
         return f"{view.state}: {words}. {key('step.run')} shows the job.", False
     if str(view.state) != "finished":
         return f"The job was {view.state}: {words}. {key('step.run')} shows it.", True
-    return f"Done: {words}. {key('export.open')} opens it.{_start(outcome)}", False
+    opens = f"{key('export.open')} opens it, {key('step.run')} shows the result."
+    return f"Done: {words}. {opens}{_start(outcome)}", False
 
 
 def _start(outcome: Outcome) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vlora_engine.adapters.address import is_address
 from vlora_engine.adapters.provenance import ABOUT_BYTES
+from vlora_engine.convert.formats import GGUF, PEER_FORMATS
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
-Doing = Literal["export", "merge", "resize"]
+Doing = Literal["export", "merge", "resize", "convert"]
 Kind = Literal["subspace", "adapters"]
 Rule = Literal["rank", "energy", "server"]
-DOINGS: tuple[Doing, ...] = ("export", "merge", "resize")
+DOINGS: tuple[Doing, ...] = ("export", "merge", "resize", "convert")
+FORMATS = ("mlx", GGUF, *PEER_FORMATS)  # PEFT is what an export writes
 RULES: tuple[Rule, ...] = ("rank", "energy", "server")
 _WORDS = ("fp32", "fp16", "bf16", "q8_0")
 DTYPES: dict[str | None, str] = {None: "unchanged", **{word: word for word in _WORDS}}
@@ -86,6 +88,7 @@ class Settings:
         weights: Of a merge, by item; those that are not here have the method's own.
         layers: Of a merge: ``PATTERN=0.7,0.3; PATTERN=...``.
         rule: What is resized by, and ``new_rank``, ``share`` or ``server`` what it is.
+        to: The format of another tool. allow_loss: Leave out what it cannot hold.
     """
 
     doing: Doing = "export"
@@ -110,6 +113,9 @@ class Settings:
     share: str = ""
     server: str = "vllm"
     resized: str = ""
+    to: str = FORMATS[0]
+    allow_loss: bool = False
+    converted: str = ""
 
     @property
     def spec(self) -> MergeMethod:
@@ -197,12 +203,13 @@ def first_settings(source: Source) -> Settings:
         return Settings(
             out=f"{beside}-adapters/{{task}}", merged=f"{above}/merged",
             resized=f"{beside}-resized/{{task}}", new_rank=half,
+            converted=f"{beside}-converted",
         )  # fmt: skip
     roots = [str(Path(path).parent) for path in paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(
         out=f"{root}-exported/{{task}}", merged=f"{root}/merged",
-        resized=f"{root}-resized/{{task}}", new_rank=half,
+        resized=f"{root}-resized/{{task}}", new_rank=half, converted=f"{root}-converted",
     )  # fmt: skip
 
 

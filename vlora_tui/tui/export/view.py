@@ -245,6 +245,7 @@ class ExportView(PaneView):
         self.editor.settings = replace(
             self._settings, doing=first.doing, out=first.out, merged=first.merged,
             resized=first.resized, new_rank=first.new_rank, weights={}, layers="",
+            converted=first.converted,
         )  # fmt: skip
 
     # drawing
@@ -288,7 +289,7 @@ class ExportView(PaneView):
         if self._source is None:
             return
         starting = self.job.is_expected
-        verify = self._settings.verify or self._settings.doing == "merge"
+        verify = self._settings.verify or self._settings.doing in ("merge", "convert")
         job = self.job.view
         waiting = "" if job is None else self.host.jobs.waiting_words(job.job.id)
         self._preview.show(self._plan, job, verify=verify, starting=starting, waiting=waiting)

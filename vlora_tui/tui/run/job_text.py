@@ -9,8 +9,9 @@ from rich.text import Text
 
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
-from vlora_tui.tui.text import clean, plural, tilde
-from vlora_tui.utils.formatting import how_fast, how_much, size
+from vlora_tui.tui.key_names import keyed
+from vlora_tui.tui.text import advice, clean, plural, tilde
+from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
@@ -27,13 +28,18 @@ TONES = {
 }
 BAR = 30
 LINES = 200
+EXACT = 1e-12  # a relative error below that is the rounding of the comparison itself
+Cell = tuple[str, str]
 
 
-def row(view: JobView) -> list[tuple[str, str]]:
-    """The cells of a job: state, what, how far, when."""
+def row(view: JobView, method: str = "", nbytes: str = "", error: str = "") -> list[Cell]:
+    """The cells of a job: state, what, method, size, error, how far, when."""
     return [
         (str(view.state), TONES.get(str(view.state), "")),
         (clean(view.job.info.title), ""),
+        (clean(method), ""),
+        (nbytes, ""),
+        (error, ""),
         (how_far(view), "muted"),
         (clock(view.job.info.created), "muted"),
     ]
@@ -46,7 +52,7 @@ def how_far(view: JobView) -> str:
             return duration(view.ended - view.begun)
         return ""
     if view.ahead:
-        return f"waits for {plural(len(view.ahead), 'job')}"
+        return f"waiting for {plural(len(view.ahead), 'job')}"
     if view.progress is None:
         return "starting"
     left = "" if view.eta is None else f", {duration(view.eta)} left"
@@ -55,7 +61,7 @@ def how_far(view: JobView) -> str:
 
 
 def details(view: JobView, *, ascii_only: bool = False) -> Text:
-    """All there is to say about one job."""
+    """All there is to say about one job, but what it came to: that is its card."""
     text = Text()
     text.append(clean(view.job.info.title), "bold")
     text.append(f"   {view.job.id}\n", "dim")
@@ -65,12 +71,11 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
     if view.error is not None:
         _say_error(text, view.error)
         if can_go_on(view):
-            text.append("L leaves out what cannot be used, and starts again.\n", "bold")
+            words = keyed("<run.leave_out> skips what cannot be used, and starts again.\n")
+            text.append(words, "bold")
     if str(view.state) == "vanished":
         text.append("Its process is gone and never said how it ended. ", "bold")
-        text.append("R goes on with the layers that are built.\n")
-    if str(view.state) == "finished" and view.last(events.SubspaceWritten) is not None:
-        text.append("v opens the subspace; then 5 exports adapters from it.\n", "bold")
+        text.append(keyed("<run.resume> continues from the layers that are built.\n"))
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")
     text.append(f"log: {tilde(view.job.log_path)}", "dim")
@@ -82,7 +87,7 @@ def _last_lines(view: JobView) -> list[str]:
     lines: list[str] = []
     for timed in reversed(view.history):
         if len(lines) == LINES:
-            lines.append("          what came before stands in events.jsonl, beside the log")
+            lines.append("          earlier messages are in events.jsonl, beside the log")
             break
         line = event_line(timed.event)
         if line:
@@ -105,10 +110,10 @@ def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
     if view.eta is not None:
         text.append(f"  {duration(view.eta)} left")
     if view.memory:
-        text.append(f"  {size(view.memory)} in memory")
+        text.append(f"  memory {size(view.memory)}")
     silent = view.silent_for
     if silent is not None:
-        text.append(f"  no sign of life for {duration(silent)}", "bold")
+        text.append(f"  not responding for {duration(silent)}", "bold")
     text.append("\n")
 
 
@@ -119,29 +124,30 @@ def event_line(event: events.Event) -> str | None:
             found = plural(len(event.names), "adapter")
             return f"found     {found}, {plural(event.modules, 'module')}, {size(event.nbytes)}"
         case events.AdapterSkipped():
-            return f"left out  {clean(event.name)}: {clean(event.reason)}"
+            return f"skipped   {clean(event.name)}: {clean(event.reason)}"
         case events.Checked():
-            return f"checked   {event.good} sound, {len(event.bad)} not"
+            return f"checked   {event.good} ok, {len(event.bad)} bad"
         case events.SpectraReady():
-            how = "taken from the cache" if event.reused else "computed"
+            how = "from the cache" if event.reused else "measured"
             return f"spectra   {how}: {plural(event.layers, 'layer')}"
         case events.Chosen():
-            errors = f"{event.mean_error:.2%} on average, {event.max_error:.2%} at worst"
-            return f"chosen    {event.label}: error {errors}, {size(event.nbytes)}"
+            errors = f"{percent(event.mean_error)} mean, {percent(event.max_error)} worst"
+            return f"chosen    {event.label}: ~{size(event.nbytes)}, error ~{errors}"
         case events.SubspaceWritten():
             return f"written   {tilde(event.path)}{_measured(event.figures)}"
         case events.Exported():
             how = "skipped   " if event.skipped else "exported  "
             return f"{how}{clean(event.task)} to {tilde(event.path)}, {size(event.nbytes)}"
         case events.Verified():
-            return f"verified  {clean(event.task)}: off by {event.error:.1g}"
+            off = "the same" if event.error < EXACT else f"off by {percent(event.error)}"
+            return f"verified  {clean(event.task)}: dW {off}"
         case events.Merged():
             return f"merged    {event.method}, rank {event.rank}, to {tilde(event.path)}"
         case events.MergePreviewed():
             return f"previewed {event.method} of {plural(len(event.adapters), 'adapter')}"
         case events.Resized():
             error = event.report.get("error")
-            off = f", off by {error:.2%}" if isinstance(error, float) else ""
+            off = f", error {percent(error)}" if isinstance(error, float) else ""
             return f"resized   {clean(event.task)} to {tilde(event.path)}{off}"
         case events.Converted():
             how = "skipped   " if event.skipped else "converted "
@@ -150,6 +156,14 @@ def event_line(event: events.Event) -> str | None:
         case events.Pushed():
             files = plural(event.files, "file")
             return f"pushed    {files}, {size(event.nbytes)}, to {clean(event.to)}"
+        case events.TaskAdded():
+            return f"added     {clean(event.task)}: error {percent(event.error)}"
+        case events.TasksRemoved():
+            return f"removed   {clean(', '.join(event.removed))}"
+        case events.Evaluated():
+            return f"evaluated on {tilde(event.base)}"
+        case events.Pulled():
+            return f"pulled    {clean(event.address)} to {tilde(event.path)}, {size(event.nbytes)}"
         case events.Finished():
             return f"finished  in {duration(event.seconds)}"
         case events.Cancelled():
@@ -164,7 +178,7 @@ def _measured(figures: dict[str, object]) -> str:
     mean, worst, nbytes = (figures.get(k) for k in ("mean_error", "max_error", "nbytes"))
     if not (isinstance(mean, float) and isinstance(worst, float) and isinstance(nbytes, int)):
         return ""
-    return f": error {mean:.2%} on average, {worst:.2%} at worst, {size(nbytes)}"
+    return f": {size(nbytes)}, error {percent(mean)} mean, {percent(worst)} worst"
 
 
 def _say_error(text: Text, error: dict[str, object]) -> None:
@@ -173,10 +187,12 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
         ("where", "where"),
         ("expected", "expected"),
         ("found", "found"),
-        ("remedy", "to mend it"),
+        ("remedy", "fix"),
     ):
-        if error.get(key):
-            text.append(f"  {label}: {clean(error[key])}\n")
+        words = clean(error.get(key) or "")
+        words = advice(words) if key == "remedy" else words
+        if words:
+            text.append(f"  {label}: {words}\n")
     nested = error.get("errors")
     for error in nested if isinstance(nested, list) else []:
         if isinstance(error, dict):
@@ -184,26 +200,32 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
 
 
 def review(session: Session) -> Text:
-    """What Enter is going to do."""
+    """What the key for starting is going to do."""
     text = Text()
     chosen = session.included
     if not chosen:
         text.append("Nothing is marked yet.\n", "bold")
-        text.append("1 goes to the adapters; space marks one, * its whole group.")
+        text.append(
+            keyed(
+                "<step.adapters> goes to Adapters; <adapters.mark> marks one, <adapters.group> "
+                "its whole group."
+            )
+        )
         return text
     groups = len(session.groups)
     total = size(sum(info.nbytes for info in chosen))
     text.append(f"compress  {plural(len(chosen), 'adapter')}, {total}\n")
     out = [info.path for info in session.chosen if str(info.path) in session.left_out]
     if out:
-        text.append(f"left out  {names_of(session, map(str, out))}\n")
+        text.append(f"skipped   {names_of(session, map(str, out))}\n")
     undecided = session.undecided
     if undecided:
-        words = f"          {names_of(session, undecided)} cannot be used: Enter asks what to do\n"
+        asks = keyed("cannot be used: <run.start> asks what to do")
+        words = f"          {names_of(session, undecided)} {asks}\n"
         text.append(words, "bold")
     if groups > 1:
         text.append(
-            f"          They belong to {groups} groups that do not fit together: "
+            f"          They belong to {groups} groups that are not compatible: "
             "mark one group at a time.\n",
             "bold",
         )
@@ -211,36 +233,57 @@ def review(session: Session) -> Text:
     text.append(f"method    {session.choosing.method}\n")
     text.append(f"target    {goal_words(name, value)}")
     if session.choosing.layers:
-        text.append(f", {plural(len(session.choosing.layers), 'layer')} with a k of its own")
+        text.append(f"; {plural(len(session.choosing.layers), 'layer')} with a k of its own")
     text.append("\n")
+    text.append(f"packing   {packing_of(session)}\n")
     coded = session.choosing.is_coded
     figures = session.cached_figures() if coded else session.figures()  # a key waits for no solving
     if figures is None:
-        text.append("expected  2 shows what it costs before it is built\n", "dim")
+        text.append(
+            keyed("expected  <step.choose> shows what it costs before it is built\n"), "dim"
+        )
     elif (p := figures.prediction) is not None:
         about, bytes_about = "" if figures.is_exact else "~", "~" if coded else ""
         text.append(
-            f"expected  error {about}{p.mean_error:.2%} on average, {about}{p.max_error:.2%} at "
-            f"worst ({clean(p.worst_task)})\n"
-            f"          {bytes_about}{size(p.nbytes)} on disk, {p.ratio:.3g}x smaller\n"
+            f"expected  {bytes_about}{size(p.nbytes)}, {times(p.ratio)} smaller than the "
+            f"originals\n          error {about}{percent(p.mean_error)} mean, "
+            f"{about}{percent(p.max_error)} worst ({clean(p.worst_task)})\n"
         )
     elif session.spectra is None:
-        text.append("expected  not measured yet; 2 shows what it costs before it is built\n", "dim")
+        words = "expected  not measured yet; <step.choose> shows what it costs before it is built\n"
+        text.append(keyed(words), "dim")
     else:
         text.append(f"expected  {clean(figures.problem)}\n", "bold")
-    text.append(f"output    {tilde(session.output or session.default_output())}\n")
     for export in session.exports:
         text.append(f"export    {', '.join(export.tasks) or 'all tasks'} to {tilde(export.path)}\n")
     return text
+
+
+PACKED = {
+    "none": "not packed",
+    "int8": "int8, blocks of 64 numbers with a scale each",
+    "int4": "int4, blocks of 64 numbers with a scale each",
+    "nf4": "NF4, blocks of 64 numbers with a scale each",
+}
+
+
+def packing_of(session: Session) -> str:
+    """How the numbers are going to be stored."""
+    target = session.choosing
+    if target.quantize != "none":
+        return PACKED.get(target.quantize, target.quantize)
+    if target.is_coded:
+        return f"none; {target.method} chooses bits itself"
+    return "none" if target.dtype == "auto" else f"none, {target.dtype}"
 
 
 def goal_words(name: str, value: float) -> str:
     """A target as one says it."""
     words = {
         "k": f"k = {value:.0f} for every layer",
-        "variance": f"at least {value:.4g} of the variance",
-        "max_error": f"no task above {value:.4g} error",
-        "mean_error": f"{value:.4g} error on average",
+        "variance": f"at least {percent(value)} of the variance",
+        "max_error": f"max error {percent(value)} per task",
+        "mean_error": f"mean error {percent(value)}",
         "budget": f"at most {size(value)} on disk",
     }
     return words[name]

@@ -158,7 +158,8 @@ class Form(Widget, can_focus=True):
 
     def _keep_in_view(self) -> None:
         lines = max(1, self.size.height)
-        self._top = max(0, min(max(self._top, self.cursor - lines + 1), self.cursor))
+        top = min(max(self._top, self.cursor - lines + 1), self.cursor)
+        self._top = max(0, min(top, len(self._fields) - lines))
 
     def render_line(self, y: int) -> Strip:
         base, width = self.rich_style, self.size.width

@@ -194,7 +194,7 @@ def test_a_recipe_opens_the_interface(runs: Path, tmp_path: Path) -> None:
     )
     there = Terminal("--ascii", "run", str(recipe))
     try:
-        there.read(b"What Enter starts")
+        there.read(b"Ready to run")
         there.quiet()
         there.press("q")
         assert there.ends() == 0

@@ -78,7 +78,7 @@ def test_left_out_once_and_the_build_goes_through(session: Session, tmp_path: Pa
         await until(pilot, lambda: session.spectra is not None and session.spectra.complete, "all")
         await pilot.press("3")
         assert "compress  3 adapters" in text_of(app, "#review")
-        assert "left out  with-nan" in text_of(app, "#review")
+        assert "skipped   with-nan" in text_of(app, "#review")
         await pilot.press("enter")
         await finished(pilot, app, jobs=2)
         assert str(app.job_views()[0].state) == "finished"
@@ -100,7 +100,7 @@ def test_show_goes_to_the_bad_ones_and_what_was_found(session: Session) -> None:
         table = app.query_one("#adapters-table", Table)
         assert [row.name for row in table.rows] == ["with-nan"]
         assert "NaN" in text_of(app, "#adapters-findings")
-        await pilot.press("3", "enter")  # nothing is decided yet: Run asks before it starts
+        await pilot.press("3", "w")  # nothing is decided yet: Run asks before it starts
         assert is_asking(app)
 
     run(app, steps)
@@ -148,7 +148,7 @@ def test_a_build_that_was_stopped_offers_the_way_out(session: Session, tmp_path:
     app = VLoRAApp(session=session)
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         assert "with-nan" in await asked(pilot)
         assert str(app.job_views()[0].state) == "failed"
         await pilot.press("l")
@@ -164,16 +164,16 @@ def test_an_earlier_sessions_job_can_go_on_too(session: Session, tmp_path: Path)
     first, again = VLoRAApp(session=session), VLoRAApp()
 
     async def fail(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         await asked(pilot)
         await pilot.press("x")
-        assert "L leaves out" in text_of(first, "#said")
+        assert "b skips" in text_of(first, "#said")
 
     async def go_on(pilot: Pilot) -> None:
         await pilot.press("3")
         await until(pilot, lambda: bool(again.job_views()), "the job of the first session")
         assert not is_asking(again)
-        await pilot.press("L")
+        await pilot.press("b")
         await finished(pilot, again, jobs=2)
 
     run(first, fail)

@@ -24,8 +24,11 @@ from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.run import job_text
-from vlora_tui.tui.widgets.dialogs import Ask
+from vlora_tui.tui.run.view import RunView
+from vlora_tui.tui.widgets.buttons import Buttons
+from vlora_tui.tui.widgets.dialogs import Ask, Prompt
 from vlora_tui.tui.widgets.table import Table
+from vlora_tui.utils.formatting import percent, size, times
 
 WAIT = 400  # looks, a tenth of a second apart
 
@@ -67,21 +70,34 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         assert "4 adapters" in text_of(app, "#review")
         assert "k = 3 for every layer" in text_of(app, "#review")
         await pilot.press("o")
-        assert "Where the subspace goes" in text_of(app, "#line")
+        assert "Output folder" in text_of(app, "#line")
         app.query_one("#place", Input).value = str(tmp_path / "out")
         await pilot.press("enter")
-        assert "out" in text_of(app, "#review")
-        await pilot.press("enter")
+        assert app.session.output == str(tmp_path / "out")
+        await pilot.press("w")
         await until(pilot, lambda: bool(app.job_views()), "a job")
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         assert str(app.job_views()[0].state) == "finished"
-        await pilot.pause()
+        view = app.query_one(RunView)
+        await until(pilot, lambda: view.has_class("result"), "its result in front")
+        assert view.pane == "run-details"
+        card = text_of(app, "#card")
+        manifest = read_manifest(tmp_path / "out")  # the card's figures are those of the result
+        assert manifest.worst is not None
+        worst = f"worst {percent(manifest.worst.error)} ({manifest.worst.id})"
+        assert f"4 adapters, {size(manifest.nbytes)}, verified, {worst}" in card
+        assert f"{times(manifest.ratio)} smaller than the originals" in card
         said = text_of(app, "#said")
         assert "found     4 adapters" in said
         assert "written" in said
-        assert "v opens the subspace" in said
-        await until(pilot, lambda: "View result" in keys_of(app), "the key for the result")
-        assert keys_of(app).isdisjoint({"Cancel", "Resume"})  # it is over, and complete
+        buttons = app.query_one("#next", Buttons).text + app.query_one("#next-more", Buttons).text
+        for words in ("v View", "E Export", "e Evaluate", "Q Quantize", "p Push", "d Compare"):
+            assert words in buttons
+        await until(pilot, lambda: "Open" in keys_of(app), "the key for the result")
+        assert keys_of(app).isdisjoint({"Cancel", "Resume", "Start"})  # over, and complete
+        table = app.query_one("#jobs", Table)
+        cells = [cell for cell, _ in table._draw(table.row)]
+        assert cells[2:5] == ["delta", size(manifest.nbytes), percent(manifest.worst.error)]
         assert app.jobs._timer is None  # nothing is polled once nothing runs
         await pilot.press("v")
         assert app.session.manifest is not None
@@ -107,11 +123,13 @@ def test_an_output_that_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
     app.session.output = str(tmp_path / "out")
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
+        await until(pilot, lambda: isinstance(app.screen, Prompt), "the question")
+        await pilot.press("y", "enter")  # not the word
+        assert isinstance(app.screen, Prompt)
+        await pilot.press("escape")
         await pilot.pause()
         assert app.job_views() == []
-        await pilot.press("f")
-        assert "replace" in text_of(app, "#review")
 
     run(app, steps)
     assert (tmp_path / "out" / "precious").exists()
@@ -121,10 +139,10 @@ def test_nothing_marked_says_what_to_do() -> None:
     app = VLoRAApp()
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         assert "Nothing is marked" in text_of(app, "#review")
         assert app.job_views() == []
-        assert keys_of(app).isdisjoint({"Cancel", "Resume", "View result"})
+        assert keys_of(app).isdisjoint({"Start", "Open", "Cancel", "Resume"})
         await pilot.press("c")  # still answered
         assert any("This job is over" in str(n.message) for n in app._notifications)
 
@@ -139,7 +157,7 @@ def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
     app = VLoRAApp(session=session)
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         await until(pilot, lambda: bool(app.job_views()), "a job")
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         await pilot.pause()
@@ -157,7 +175,7 @@ def test_a_job_with_a_k_beyond_what_there_is_builds_with_all_there_is(tmp_path: 
     app = VLoRAApp(session=session)
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         await until(pilot, lambda: bool(app.job_views()), "a job")
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         await pilot.pause()
@@ -202,9 +220,9 @@ def test_on_a_small_terminal_the_review_scrolls_to_its_end(tmp_path: Path) -> No
         await pilot.press("3")
         await pilot.pause()
         review = app.query_one("#review-text")
-        assert review.has_focus
+        assert app.query_one("#review-form").has_focus
         assert review.max_scroll_y > 0
-        await pilot.press(*["down"] * 12)
+        await pilot.press(*["pagedown"] * 3)
         await pilot.pause()
         assert review.scroll_y == review.max_scroll_y
 
@@ -213,6 +231,7 @@ def test_on_a_small_terminal_the_review_scrolls_to_its_end(tmp_path: Path) -> No
 
 def test_every_event_has_words_or_is_left_out_on_purpose() -> None:
     silent = {"started", "progress", "layer_done", "other_methods", "spectra_begun", "queued"}
+    silent |= {"subspace_made"}  # a step on the way, for a resume
     silent |= {"failed"}  # shown as an error, with all that is known
     for name, kind in vars(events).items():
         is_event = isinstance(kind, type) and issubclass(kind, events.Event)
@@ -241,7 +260,7 @@ def test_what_does_not_fit_on_the_disk_is_not_started(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
 
     async def steps(pilot: Pilot) -> None:
-        await pilot.press("3", "enter")
+        await pilot.press("3", "w")
         await until(pilot, lambda: isinstance(app.screen, Ask), "the refusal")
         await pilot.pause()
         told = "\n".join(str(static.content) for static in app.screen.query(Static))
