@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def test_help_tells_the_keys_of_what_has_the_focus(runs: Path) -> None:
 def test_the_palette_has_every_action(runs: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
-        shown = {c.title: c for c in pilot.app.get_system_commands(pilot.app.screen)}
+        entries = list(pilot.app.get_system_commands(pilot.app.screen))
+        shown = {c.title: c for c in entries[::-1]}  # what is here comes before other steps'
         told = {b.binding.tooltip or b.binding.description for b in _active(pilot)}
         assert told <= set(shown), told - set(shown)
         assert "Theme: textual-light" in shown
@@ -385,14 +387,18 @@ def test_a_message_does_not_lie_over_what_has_the_focus(runs: Path) -> None:
             line.focus()
             await pilot.pause()
             pilot.app.notify("About this field.")
-            await pilot.pause()
+            await pilot.pause(0.1)
             rack = pilot.app.screen.query("ToastRack").first()
             assert rack.has_class("-below") == below
             toast = pilot.app.screen.query("Toast").last()
             assert not toast.region.intersection(line.region)
             pilot.app.clear_notifications()
 
-    run(app(runs), steps)
+    async def go() -> None:  # messages are drawn only where a test asks for it
+        async with app(runs).run_test(size=(120, 36), notifications=True) as pilot:
+            await steps(pilot)
+
+    asyncio.run(go())
 
 
 def test_the_help_leads_to_what_its_words_mean(runs: Path) -> None:
