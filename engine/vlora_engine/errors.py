@@ -58,7 +58,7 @@ class VLoRAError(Exception):
             "where": self.where,
             "expected": self.expected,
             "found": self.found,
-            "to mend it": self.remedy,
+            "fix": self.remedy,
         }
         return [self.what, *(f"  {label}: {text}" for label, text in details.items() if text)]
 

@@ -20,7 +20,7 @@ def test_everything_is_listed(cli: Cli, real_adapters: Path) -> None:
 
 def test_an_unknown_format_is_refused(cli: Cli, real_adapters: Path, tmp_path: Path) -> None:
     found = cli("compress", real_adapters / "sam-ranks", "-o", tmp_path / "s", "-k", "2", code=2)
-    assert "to mend it" in found.err
+    assert "fix" in found.err
     assert not (tmp_path / "s").exists()
 
 

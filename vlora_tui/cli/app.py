@@ -33,43 +33,45 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Entry("demo", "demo", "See it work on adapters that it makes itself.", "Start"),
-    "guide": Entry("guide", "guide", "How to: Python, servers, training, moving here.", "Start"),
+    "demo": Entry("demo", "demo", "Try it on a demo collection.", "Start"),
+    "guide": Entry("guide", "guide", "Guides: Python, servers, training, switching here.", "Start"),
     "inspect": Entry("look", "inspect", "List adapters, which fit together, which do not.", "Look"),
-    "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
+    "info": Entry("look", "info", "Show what a subspace holds, from its headers.", "Look"),
     "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity, clusters, outliers, duplicates.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
     "interference": Entry(
-        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+        "interference", "interference", "Which adapters would interfere in a merge.", "Look"
     ),
     "coverage": Entry("coverage", "coverage", "How much of an adapter a subspace holds.", "Look"),
     "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
-    "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
+    "module": Entry("module", "module", "Inspect one module of one or two adapters.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
-    "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
+    "doctor": Entry("doctor", "doctor", "Find what is wrong with adapters, and the fix.", "Look"),
     "eval": Entry(
-        "eval", "evaluate", "Measure on the base what compression or a merge cost.", "Look"
+        "eval", "evaluate", "Evaluate on the base model what compression or a merge costs.", "Look"
     ),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
-    "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
-    "basis": Entry("basis", "basis", "Make a coded collection's shared basis.", "Work"),
-    "quantize": Entry("quantize", "quantize", "Bring a subspace to 8 or 4 bits a number.", "Work"),
-    "convert": Entry("convert", "convert", "Adapters and subspaces in other formats.", "Work"),
+    "compact": Entry("compact", "compact", "Recompress a coded collection from scratch.", "Work"),
+    "basis": Entry("basis", "basis", "Build a shared basis for a coded collection.", "Work"),
+    "quantize": Entry("quantize", "quantize", "Quantize a subspace to 8 or 4 bits.", "Work"),
+    "convert": Entry(
+        "convert", "convert", "Convert adapters and subspaces to other formats.", "Work"
+    ),
     "export": Entry(
         "export", "export", "Write tasks of a subspace as adapters, for PEFT or a server.", "Work"
     ),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
-    "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
+    "remove": Entry("tasks", "remove", "Remove a task from a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
-    "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
+    "resize": Entry("resize", "resize", "Change the rank of adapters.", "Work"),
     "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
     "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
-    "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
-    "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
+    "run": Entry("run", "run", "Run a recipe: a file, or flags.", "Work"),
+    "config": Entry("config", "config", "Show the settings and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
@@ -178,11 +180,11 @@ def _root(
     ctx: typer.Context,
     version: Annotated[bool, option("--version", "Print the version.")] = False,
     verbose: Annotated[
-        int, option("-v", "--verbose", "What the engine logs; -vv for more.", count=True)
+        int, option("-v", "--verbose", "Show the engine's log; -vv for more.", count=True)
     ] = 0,
-    ascii_only: Annotated[bool, option("--ascii", "Draw the interface with ASCII only.")] = False,
+    ascii_only: Annotated[bool, option("--ascii", "Draw the interface in ASCII only.")] = False,
     theme: Annotated[
-        str | None, option("--theme", "Colours of the interface: textual-light, ...")
+        str | None, option("--theme", "Color theme of the interface: textual-light, ...")
     ] = None,
 ) -> None:
     """A workbench for collections of LoRA adapters: inspect, compress, merge, export.

@@ -42,7 +42,7 @@ def validate(out: Output, subspace: o.Subspace) -> None:
     for finding in findings:
         out.text(f"{finding.severity:<8} {finding.where}: {finding.what}")
         if finding.remedy:
-            out.text(f"         to mend it: {finding.remedy}")
+            out.text(f"         fix: {finding.remedy}")
         out.essence(f"{finding.severity} {finding.code} {finding.where}")
     if wrong:
         out.note(plural(len(wrong), "finding"))
@@ -54,7 +54,7 @@ def validate(out: Output, subspace: o.Subspace) -> None:
 def benchmark(
     out: Output,
     subspace: o.Subspace,
-    repeats: Annotated[int, option("--repeats", "Repeat each operation so often.")] = (REPEATS),
+    repeats: Annotated[int, option("--repeats", "How often to repeat each operation.")] = (REPEATS),
 ) -> None:
     """Time what a subspace does: open, reconstruct a task, project an adapter; and its ratio.
 

@@ -18,7 +18,7 @@ def compact(
     out: Output,
     subspace: o.Subspace,
     output: Annotated[
-        str | None, option("-o", "--output", "Where to write; else in its place.", metavar="DIR")
+        str | None, option("-o", "--output", "Where to write; by default in place.", metavar="DIR")
     ] = None,
     device: o.Device = "auto",
     force: o.Force = False,

@@ -36,7 +36,7 @@ Outliers = Annotated[
     float | None,
     option(
         "--outliers",
-        "The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
+        "The score from which an adapter is an outlier; at 2, up to 5 % of collections show one.",
         metavar="SCORE",
     ),
 ]
@@ -107,7 +107,7 @@ def analyze(
     out: Output,
     adapters: o.Adapters,
     threshold: Annotated[
-        float, option("--threshold", "The cosine from which on adapters are alike.")
+        float, option("--threshold", "The cosine from which adapters count as similar.")
     ] = CLUSTERED,
     outliers: Outliers = None,
     space: Space = "delta",
@@ -197,7 +197,7 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
         return
     pairs = [(values[i][j], names[i], names[j]) for i in range(len(names)) for j in range(i)]
     pairs = ranked(pairs, lambda pair: pair[0])
-    out.text(f"the most alike of {plural(len(pairs), 'pair')}")
+    out.text(f"the most similar of {plural(len(pairs), 'pair')}")
     out.table(("cosine", "adapter", "and"), [(f"{v:.3f}", b, a) for v, a, b in pairs[:15]])
 
 
@@ -208,7 +208,10 @@ def _show_clusters(out: Output, data: dict[str, Any]) -> None:
         out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
     alone = sum(len(cluster) == 1 for cluster in clusters)
     redundant = data["redundant_count"]
-    out.text(f"{plural(alone, 'adapter')} like no other; {redundant} redundant at {threshold:g}")
+    out.text(
+        f"{plural(alone, 'adapter')} not similar to any other; "
+        f"{redundant} redundant at {threshold:g}"
+    )
 
 
 def _show_remarkable(out: Output, data: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     if others is not None:
         out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
     elif watcher.last(events.Checked) is not None:  # adapters were read, and can be again
-        out.note("what other methods would cost, at any size: vlora-tui plan ADAPTERS")
+        out.note("compare methods at every size: vlora-tui plan ADAPTERS")
     out.text(f"written to   {written.path}")
     if figures["codec_ratio"] < 1 and not figures.get("coding"):
         out.note(

@@ -30,7 +30,7 @@ def convert(
     output: o.OutputDir,
     names: o.Names = None,
     k: Annotated[
-        int | None, option("-k", "Directions, where bases are computed anew; else all: exact.")
+        int | None, option("-k", "Directions, where bases are recomputed; by default all (exact).")
     ] = None,
     allow_loss: Annotated[
         bool, option("--allow-loss", "Leave out what the format cannot hold.")
@@ -39,7 +39,7 @@ def convert(
         str | None,
         option(
             "--base",
-            "GGUF, PEFT: the base model's folder or config.json, whose names are written.",
+            "GGUF, PEFT: the base model's folder or config.json; its names are written.",
             metavar="MODEL",
         ),
     ] = None,

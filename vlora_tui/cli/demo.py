@@ -29,12 +29,12 @@ DEFAULT = "vlora-demo"
 def demo(
     out: Output,
     ctx: typer.Context,
-    directory: Annotated[str, argument("Where to make it.", metavar="[DIR]")] = DEFAULT,
+    directory: Annotated[str, argument("Where to create it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
-        float, option("--max-error", "The error that no task may exceed.")
+        float, option("--max-error", "Maximum error of any task.")
     ] = DEFAULT_MAX_ERROR,
     headless: Annotated[
-        bool, option("--headless", "Tell the story here, without the interface.")
+        bool, option("--headless", "Print the steps here instead of opening the interface.")
     ] = False,
     force: o.Force = False,
 ) -> None:

@@ -39,7 +39,7 @@ def doctor(
         str | None,
         option(
             "--target",
-            "Who is to load them: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
+            "The target to check for: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
         ),
     ] = None,
     base: Annotated[
@@ -55,14 +55,14 @@ def doctor(
         ),
     ] = None,
     fail_on: Annotated[
-        str, option("--fail-on", "error, warning, note or never: what exits with 3.")
+        str, option("--fail-on", "Exit 3 from this severity on: error, warning, note or never.")
     ] = "error",
     headers: Annotated[
-        bool, option("--headers", "Read headers alone: fast, no numbers are looked at.")
+        bool, option("--headers", "Read headers only: fast, values are not checked.")
     ] = False,
     fix: Annotated[
         bool,
-        option("--fix", "Write the adapters again, as -o, under the names that PEFT looks for."),
+        option("--fix", "Write a copy to -o under the names that PEFT expects."),
     ] = False,
     output: Annotated[
         str | None, option("-o", "--output", "Where --fix writes.", metavar="DIR")
@@ -77,10 +77,10 @@ def doctor(
     from vlora_tui.cli.environment import show_environment
 
     if fail_on not in FAIL_ON:
-        raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
+        raise ParameterError("Unknown value for --fail-on.", expected=", ".join(FAIL_ON))
     if fix != (output is not None) or (fix and paths in ([ENVIRONMENT], [TABLE])):
         raise ParameterError(
-            "--fix and -o go together: what is mended is a copy.",
+            "--fix needs -o: it writes a repaired copy.",
             remedy="vlora-tui doctor ADAPTER --fix -o OUT",
         )
     if fix and merged is not None:
@@ -209,9 +209,9 @@ def _show(out: Output, same: Sequence[tuple[str, str, Finding]]) -> None:
     if names or where:
         out.text(f"         where: {listed(names)}{': ' if names and where else ''}{where}")
     if finding.remedy:
-        out.text(f"         to mend it: {finding.remedy}")
+        out.text(f"         fix: {finding.remedy}")
     if finding.fix:
-        more = f"  (and so for the other {len(same) - 1})" if len(same) > 1 else ""
+        more = f"  (same for the other {len(same) - 1})" if len(same) > 1 else ""
         out.text(f"         command: {finding.fix}{more}")
 
 

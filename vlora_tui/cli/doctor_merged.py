@@ -72,7 +72,7 @@ def show_merged(out: Output, report: MergedReport) -> None:
             ],
         )
     if len(rows) > SHOWN:
-        out.text(f"the first {SHOWN} of {plural(len(rows), 'module')}; --json tells all")
+        out.text(f"the first {SHOWN} of {plural(len(rows), 'module')}; --json has all")
     places: dict[tuple[str, str], list[str]] = {}
     for finding in report.findings:
         where = finding.module or finding.tensor
@@ -81,4 +81,4 @@ def show_merged(out: Output, report: MergedReport) -> None:
     for (what, remedy), names in places.items():
         out.text(f"{listed(names)}: {what}")
         if remedy:
-            out.text(f"    to mend it: {remedy}")
+            out.text(f"    fix: {remedy}")

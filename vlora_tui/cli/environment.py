@@ -37,7 +37,7 @@ def show_environment(out: Output, fail_on: str) -> bool:
     for finding in findings:
         out.text(f"{finding.severity:<8} {finding.code}: {finding.what}")
         if finding.remedy:
-            out.text(f"         to mend it: {finding.remedy}")
+            out.text(f"         fix: {finding.remedy}")
         out.essence(f"{finding.severity} {finding.code}")
     if fail_on == "never":
         return False
@@ -102,13 +102,13 @@ def _state_findings(state: Path) -> list[Finding]:
         return [Finding("no-state", "error", what, remedy, place=str(state))]
     if free is not None and free < LOW_SPACE:
         what = f"Only {size(free)} are free where jobs are kept."
-        return [Finding("little-room", "warning", what, "make room there", place=str(state))]
+        return [Finding("little-room", "warning", what, "free some space there", place=str(state))]
     return []
 
 
 def _device_findings(root: Path) -> list[Finding]:
     if (root / "dev/nvidia0").exists() and not cuda_devices():
-        what = "There is an NVIDIA GPU, and torch does not see it: work goes to the processor."
+        what = "There is an NVIDIA GPU, but torch does not see it: work runs on the CPU."
         remedy = "install a torch with CUDA (https://pytorch.org/get-started/locally)"
         return [Finding("cuda-unused", "warning", what, remedy, place="torch")]
     return []
@@ -138,7 +138,7 @@ def _terminal(environ: Mapping[str, str]) -> str:
     colours = "true colour" if environ.get("COLORTERM") in ("truecolor", "24bit") else ""
     multiplexer = "tmux" if environ.get("TMUX") else "screen" if environ.get("STY") else ""
     words = [environ.get("TERM", "none"), f"{columns} x {lines}", colours, multiplexer]
-    words += ["no colour asked for"] if environ.get("NO_COLOR") else []
+    words += ["colors are off"] if environ.get("NO_COLOR") else []
     return ", ".join(word for word in words if word)
 
 

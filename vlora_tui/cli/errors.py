@@ -76,12 +76,12 @@ def _usage(error: Any) -> ErrorReport:
 
 
 def _interrupted(error: Any) -> ErrorReport:
-    what = "Interrupted; nothing half-written was left in place."
+    what = "Interrupted; no partial output was left."
     return _report(INTERRUPTED, "Cancelled", what)
 
 
 def _memory(error: Any) -> ErrorReport:
-    what = "The memory of this machine was not enough."
+    what = "Out of memory."
     remedy = "close other programs, or work on fewer adapters at a time"
     return _report(FAILED, "MemoryError", what, remedy)
 
@@ -120,7 +120,7 @@ def _missing(error: ImportError) -> ErrorReport:
 
 
 def _fault(error: BaseException) -> ErrorReport:
-    what = f"A fault of vlora-tui, not of your input: {type(error).__name__}: {error}"
+    what = f"A bug in vlora-tui, not in your input: {type(error).__name__}: {error}"
     remedy = "run it again with -vv, which shows where it happened, and report it"
     return _report(FAILED, "Fault", what, remedy)
 
@@ -128,7 +128,7 @@ def _fault(error: BaseException) -> ErrorReport:
 def _report(code: int, kind: str, what: str, remedy: str | None = None) -> ErrorReport:
     """The report on an error that is none of ours."""
     details = dict.fromkeys(("error", "what", "where", "expected", "found", "remedy"))
-    lines = [what] if remedy is None else [what, f"  to mend it: {remedy}"]
+    lines = [what] if remedy is None else [what, f"  fix: {remedy}"]
     return ErrorReport(code, {**details, "error": kind, "what": what, "remedy": remedy}, lines)
 
 

@@ -45,7 +45,8 @@ def evaluate(
         list[str] | None, option("--task", "Tasks or patterns; by default all.")
     ] = None,
     originals: Annotated[
-        list[str] | None, option("--originals", "Where the adapters lie now.", metavar="PATH")
+        list[str] | None,
+        option("--originals", "Where the original adapters are now.", metavar="PATH"),
     ] = None,
     merged: Annotated[
         list[str] | None,
@@ -55,14 +56,12 @@ def evaluate(
             metavar="ADAPTER",
         ),
     ] = None,
-    max_tokens: Annotated[
-        int, option("--max-tokens", "How many tokens of a task count.")
-    ] = MAX_TOKENS,
-    length: Annotated[int, option("--length", "Tokens of one sequence.")] = LENGTH,
-    seed: Annotated[int, option("--seed", "Of sampling, and of who stands in for whom.")] = 0,
+    max_tokens: Annotated[int, option("--max-tokens", "Maximum tokens per task.")] = MAX_TOKENS,
+    length: Annotated[int, option("--length", "Tokens per sequence.")] = LENGTH,
+    seed: Annotated[int, option("--seed", "Seed for sampling and for the shuffled control.")] = 0,
     device: o.Device = "auto",
     dtype: Annotated[
-        str, option("--dtype", "What the base runs in: auto, fp32, fp16 or bf16.")
+        str, option("--dtype", "Data type of the base model: auto, fp32, fp16 or bf16.")
     ] = "auto",
     fail_above: Annotated[
         float | None, option("--fail-above", "Exit 3 if the KL of any task exceeds this.")

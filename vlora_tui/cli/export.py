@@ -33,13 +33,11 @@ def export(
     ],
     output: o.OutputDir,
     *,
-    adapter: Annotated[
-        list[str] | None, option("--adapter", "A task, as lorashare names it.")
-    ] = None,
-    every: Annotated[bool, option("--all", "All of them, each in its own folder.")] = False,
-    target: Annotated[str, option("--target", f"Who reads it: {', '.join(TARGETS)}.")] = "peft",
+    adapter: Annotated[list[str] | None, option("--adapter", "A task (lorashare's flag).")] = None,
+    every: Annotated[bool, option("--all", "All tasks, each in its own folder.")] = False,
+    target: Annotated[str, option("--target", f"The target: {', '.join(TARGETS)}.")] = "peft",
     alpha: Annotated[
-        float | None, option("--alpha", "lora_alpha to write; B is scaled so that dW stays.")
+        float | None, option("--alpha", "lora_alpha to write; B is rescaled to keep dW.")
     ] = None,
     base: Annotated[
         str | None,
@@ -160,7 +158,7 @@ def _show_no_alpha(subspace: str, out: Output) -> None:
         return
     for finding in read_manifest(subspace).findings:
         if finding.code == "no-alpha":
-            out.note(f"note: {finding.what} To mend it: {finding.remedy}.")
+            out.note(f"note: {finding.what} Fix: {finding.remedy}.")
 
 
 def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:

@@ -32,13 +32,13 @@ def push(
     tasks: Annotated[
         list[str] | None, option("--task", "Only these tasks or patterns; with --adapters.")
     ] = None,
-    private: Annotated[bool, option("--private", "Where the repository is new.")] = False,
+    private: Annotated[bool, option("--private", "Make a new repository private.")] = False,
     revision: Annotated[
-        str | None, option("--revision", "--branch", "The branch; else the main one.")
+        str | None, option("--revision", "--branch", "The branch; by default main.")
     ] = None,
-    message: Annotated[str | None, option("--message", "-m", "Of the commit.")] = None,
+    message: Annotated[str | None, option("--message", "-m", "Commit message.")] = None,
     force: Annotated[
-        bool, option("--force", "Files of an earlier push make way; its history keeps them.")
+        bool, option("--force", "Replace files of an earlier push; the history keeps them.")
     ] = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -69,7 +69,7 @@ def push(
             cancelled=stop.is_set,
         )
         for remark in upload.remarks:
-            out.warn(f"{remark.where}: {remark.what} To mend it: {remark.remedy}")
+            out.warn(f"{remark.where}: {remark.what} Fix: {remark.remedy}")
         data = _data(directory, upload)
         if dry_run:
             watcher.pause()

@@ -27,9 +27,9 @@ from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils.formatting import how_much, plural, size
 
-JobId = Annotated[str, argument("Its id, the beginning or end of it, or: last.", metavar="JOB")]
+JobId = Annotated[str, argument("Job id (its start or end is enough), or: last.", metavar="JOB")]
 StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
-Gone = Annotated[bool, option("--gone", "The machine that the job ran on is gone for good.")]
+Gone = Annotated[bool, option("--gone", "The machine it ran on is gone for good.")]
 
 jobs = new_typer(invoke_without_command=True)
 
@@ -79,7 +79,7 @@ def list_jobs(out: Output, state_dir: StateDir = None) -> None:
     for view in views:
         if view.state is State.VANISHED:
             how = view.job.command("resume")
-            out.note(f"{view.job.id} ended without a word; go on with it: {how}")
+            out.note(f"{view.job.id} ended without reporting a result; resume: {how}")
 
 
 @_command("show")
@@ -136,7 +136,7 @@ def follow_job(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     try:
         view = _follow(found, out)
     except KeyboardInterrupt:
-        out.note(f"the job goes on; look again: {found.command('follow')}")
+        out.note(f"the job continues; follow it again: {found.command('follow')}")
         raise typer.Exit(INTERRUPTED) from None
     out.json("job", job_data(view, whole=True))
     for line in _ending(view):
@@ -150,9 +150,9 @@ def cancel(
     out: Output,
     job: JobId,
     discard: Annotated[
-        bool | None, option("--discard/--keep", "What becomes of the layers that are built.")
+        bool | None, option("--discard/--keep", "What to do with the finished layers.")
     ] = None,
-    no_wait: Annotated[bool, option("--no-wait", "Do not wait until it has stopped.")] = False,
+    no_wait: Annotated[bool, option("--no-wait", "Do not wait for it to stop.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
@@ -172,7 +172,7 @@ def cancel(
     else:
         out.text(f"{found.id} had {view.state} before it could stop")
     if view.state.is_over and found.kept_layers():
-        out.note(f"go on with it: {found.command('resume')}")
+        out.note(f"resume: {found.command('resume')}")
     out.essence(view.state)
 
 
@@ -283,7 +283,7 @@ def state_text(view: JobView) -> str:
     if view.state is State.QUEUED:
         return f"queued, after {', '.join(view.ahead)}" if view.ahead else "queued, starting"
     if view.state is State.VANISHED:
-        return "vanished: its process is gone and never said how it ended"
+        return "vanished: its process is gone and reported no result"
     if view.state is State.ELSEWHERE:
         host = view.lock.identity.host if view.lock.identity else view.job.info.host
         return f"on another machine ({host}); only watched here"
@@ -322,7 +322,7 @@ def _follow(job: Job, out: Output) -> JobView:
 
 def _ending(view: JobView) -> list[str]:
     """How it ended, and what can be done now."""
-    resume = f"         go on with it: {view.job.command('resume')}"
+    resume = f"         resume: {view.job.command('resume')}"
     built = view.job.kept_layers() if view.can_resume else 0
     lines = []
     match view.end:
@@ -334,7 +334,7 @@ def _ending(view: JobView) -> list[str]:
             lines.append(f"failed   {error.get('what', '')}")
             lines += [
                 f"         {label}: {error[key]}"
-                for key, label in (("where", "where"), ("found", "found"), ("remedy", "to mend it"))
+                for key, label in (("where", "where"), ("found", "found"), ("remedy", "fix"))
                 if error.get(key)
             ]
         case events.Cancelled():
@@ -359,7 +359,7 @@ def _show_started(out: Output, job: Job, how: str) -> None:
     out.json("job", job_data(look(job)))
     out.text(f"{how}: {job.id}")
     out.essence(job.id)
-    out.note(f"look on: {job.command('follow')}")
+    out.note(f"follow: {job.command('follow')}")
 
 
 def _time(seconds: float | None) -> str:

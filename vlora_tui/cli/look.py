@@ -29,13 +29,12 @@ def inspect(
     paths: Annotated[
         list[str] | None, argument("Adapter folders, patterns, hf://org/name.", metavar="PATHS")
     ] = None,
-    hf_cache: Annotated[
-        bool, option("--hf-cache", "Those that were downloaded from the Hub before.")
-    ] = False,
+    hf_cache: Annotated[bool, option("--hf-cache", "The adapters in the Hub cache.")] = False,
     search_base: Annotated[
-        str | None, option("--search-base", "Those on the Hub of this model.", metavar="ORG/NAME")
+        str | None,
+        option("--search-base", "The adapters on the Hub for this model.", metavar="ORG/NAME"),
     ] = None,
-    limit: Annotated[int | None, option("--limit", "How many the search may find; 20.")] = None,
+    limit: Annotated[int | None, option("--limit", "Maximum number of search results; 20.")] = None,
 ) -> None:
     """List adapters: which are sound as far as headers tell, which fit together.
 
@@ -79,7 +78,7 @@ def _show_records(out: Output, records: Mapping[str, Record]) -> None:
     for name, record in list(records.items())[:SHOWN]:
         out.text(f"{name}: {record.words}")
     if len(records) > SHOWN:
-        out.text(f"the first {SHOWN} of {len(records)} that say it; --json tells all")
+        out.text(f"the first {SHOWN} of {len(records)} that say it; --json has all")
     if len(records) == 1:
         (record,) = records.values()
         for source in record.sources:

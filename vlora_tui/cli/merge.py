@@ -36,11 +36,9 @@ def merge(
     *,
     merging: Merging,
     preview: Annotated[
-        bool, option("--preview", "Say what it keeps of each; write nothing.")
+        bool, option("--preview", "Show what it keeps of each adapter; write nothing.")
     ] = False,
-    list_methods: Annotated[
-        bool, option("--list-methods", "Tell what methods there are, and stop.")
-    ] = False,
+    list_methods: Annotated[bool, option("--list-methods", "List the methods and exit.")] = False,
     writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
@@ -82,7 +80,7 @@ def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output
         paths = [path if "/" in path else f"./{path}" for path in adapters]
         return _of_table({"adapters": paths, "path": output, **given})
     if len(adapters) > 1:
-        raise ParameterError("A mergekit file says by itself what is merged.", where=configs[0])
+        raise ParameterError("A mergekit file already names what is merged.", where=configs[0])
     _refuse_flags(configs[0], {k: v for k, v in given.items() if k not in BESIDE_A_FILE})
     config = read_config(configs[0])
     for note in config.notes:
@@ -107,7 +105,7 @@ def is_recipe(paths: list[str]) -> bool:
 def _refuse_flags(path: str, given: dict[str, Any]) -> None:
     if given:
         raise ParameterError(
-            "A file says all; flags that change it are not taken.",
+            "A mergekit file takes no flags that change it.",
             where=path,
             found=", ".join(f"--{name.replace('_', '-')}" for name in given),
             remedy="change the file, or name the adapters and give flags",

@@ -18,7 +18,7 @@ class Merging(Bundle):
     """How to merge. Every parameter of a method has a flag of its name."""
 
     method: Annotated[
-        str | None, option("--method", "average, ties, dare, ...: --list-methods tells of each.")
+        str | None, option("--method", "average, ties, dare, ...: see --list-methods.")
     ] = None
     weights: Annotated[str | None, option("--weights", "One for each adapter: 0.7,0.3.")] = None
     layers: Annotated[
@@ -31,12 +31,14 @@ class Merging(Bundle):
             "--normalize/--no-normalize", "Only the weights' ratios matter.", show_default=False
         ),
     ] = None
-    scale: Annotated[float | None, option("--scale", "Of the result.")] = None
+    scale: Annotated[float | None, option("--scale", "Multiply the result by this.")] = None
     density: Annotated[
         Each, option("--density", "Share of entries to keep; 0.5,0.3 for each adapter.")
     ] = None
     drop_rate: Annotated[Each, option("--drop-rate", "dare: the share of entries to drop.")] = None
-    epsilon: Annotated[Each, option("--epsilon", "della: how far chances move with size.")] = None
+    epsilon: Annotated[
+        Each, option("--epsilon", "della: how much the size of an entry changes its chance.")
+    ] = None
     gamma: Annotated[Each, option("--gamma", "breadcrumbs: share of the largest to drop.")] = None
     select_topk: Annotated[
         float | None, option("--select-topk", "sce: share of entries to keep.")

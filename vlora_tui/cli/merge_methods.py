@@ -34,13 +34,13 @@ def show_methods(out: Output) -> None:
             default = "" if parameter.default is None else f", {parameter.default:g} by default"
             flag = f"--{parameter.name.replace('_', '-')}"
             out.text(f"    {flag:<12} {parameter.summary}; {parameter.range}{default}")
-        out.text(f"    obeys        {', '.join(sorted(method.identities))}")
+        out.text(f"    identities   {', '.join(sorted(method.identities))}")
         out.text(f"    from         {method.reference}")
         if method.caution:
             out.text(f"    caution      {method.caution}")
         out.essence(name)
     out.text()
-    out.text("What it obeys:")
+    out.text("Identities:")
     for name, words in IDENTITIES.items():
         out.text(f"    {name:<12} {words}")
     out.text()

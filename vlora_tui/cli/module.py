@@ -66,7 +66,7 @@ def show_module(out: Output, path: str, row: dict[str, Any]) -> None:
         cumulative += value**2
         bar = "#" * max(1, round(BAR * value / values[0]))
         rows.append((number, f"{value:.4g}", percent(cumulative / total), bar))
-    out.table(("", "singular value", "energy so far", ""), rows)
+    out.table(("", "singular value", "cumulative energy", ""), rows)
     if len(values) > SHOWN:
         out.text(f"and {len(values) - SHOWN} more")
 

@@ -17,24 +17,22 @@ Subspace = Annotated[str, argument("A subspace directory, or hf://org/name.", me
 Force = Annotated[bool, option("--force", "Replace an output that exists.")]
 DryRun = Annotated[bool, option("--dry-run", "Say what would be done; write nothing.")]
 NoWait = Annotated[
-    bool, option("--no-wait", "While another command is changing it: refuse, do not wait.")
+    bool, option("--no-wait", "Refuse instead of waiting while another command changes it.")
 ]
-SkipBad = Annotated[bool, option("--skip-bad", "Leave broken adapters out instead of stopping.")]
+SkipBad = Annotated[bool, option("--skip-bad", "Skip broken adapters instead of stopping.")]
 Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:N.")]
 OutputDir = Annotated[str, option("-o", "--output", "Where to write.", metavar="DIR")]
 EventsFile = Annotated[
-    Path | None, option("--events", "Append what happens as JSON lines.", metavar="FILE")
+    Path | None, option("--events", "Append events as JSON lines.", metavar="FILE")
 ]
 
 # ---- how to compress: the same flags in `compress`, `run` and `demo`
 
-MaxError = Annotated[float | None, option("--max-error", "The error that no task may exceed.")]
-MeanError = Annotated[
-    float | None, option("--mean-error", "The error that tasks may have on average.")
-]
+MaxError = Annotated[float | None, option("--max-error", "Maximum error of any task.")]
+MeanError = Annotated[float | None, option("--mean-error", "Maximum mean error of the tasks.")]
 Budget = Annotated[str | None, option("--budget", "Bytes on disk, such as 40MB.", metavar="SIZE")]
 Names = Annotated[list[str] | None, option("--names", "Task names, in the adapters' order.")]
-SpectraAt = Annotated[str | None, option("--spectra", "Spectra to choose on.", metavar="DIR")]
+SpectraAt = Annotated[str | None, option("--spectra", "Choose on these spectra.", metavar="DIR")]
 
 WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
 
@@ -44,7 +42,8 @@ class Compressing(Bundle):
     """How to compress."""
 
     k: Annotated[
-        str | None, option("-k", "--num-components", "Directions a side, or auto (see --variance).")
+        str | None,
+        option("-k", "--num-components", "Directions per side, or auto (see --variance)."),
     ] = None
     k_a: Annotated[int | None, option("--k-a", "Directions of the input side alone.")] = None
     k_b: Annotated[int | None, option("--k-b", "Directions of the output side alone.")] = None
@@ -96,6 +95,6 @@ class Writing(Bundle):
     force: Force = False
     dry_run: DryRun = False
     print_recipe: Annotated[
-        bool, option("--print-recipe", "Print the recipe that this is, and stop.")
+        bool, option("--print-recipe", "Print the equivalent recipe and exit.")
     ] = False
     events_file: EventsFile = None

@@ -34,7 +34,7 @@ class Output(Bundle):
     comes_last = True
 
     as_json: Annotated[bool, option("--json", "The data as one JSON object.")] = False
-    quiet: Annotated[bool, option("-q", "--quiet", "Only what a script would want.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", "Print only what a script needs.")] = False
 
     def __post_init__(self) -> None:
         self.only_data = False  # stdout is taken, by CSV: nothing for people goes there

@@ -107,7 +107,7 @@ def show_plan(out: Output, data: dict[str, Any]) -> None:
     saved = choice["own"]["nbytes"] - choice["nbytes"]
     sharing = [row for row in choice["layers"] if row["groups"]]
     if not sharing:
-        out.text("sharing pays nowhere on this collection: every adapter is coded by itself")
+        out.text("sharing does not help on this collection: every adapter is coded separately")
     for row in data["clusters"]:
         kinds = [
             group["kind"]
@@ -119,7 +119,7 @@ def show_plan(out: Output, data: dict[str, Any]) -> None:
         used = ", ".join(f"{kind} in {kinds.count(kind)}" for kind in sorted(set(kinds)))
         out.text(f"cluster {row['group']}: {names}: {used or 'nothing shared'}")
     if sharing and saved > 0:
-        out.text(f"sharing saves {size(saved)} against coding each by itself")
+        out.text(f"sharing saves {size(saved)} against coding each separately")
     out.text()
     lost = ranked(choice["adapters"], lambda row: row["error"], lambda row: row["task"])
     out.table(

@@ -27,7 +27,7 @@ def quantize(
     ] = False,
     writing: o.Writing,
 ) -> None:
-    """Bring a subspace to 8 or 4 bits a number.
+    """Quantize a subspace to 8 or 4 bits.
 
     Bases become int8, int4 or NF4 bytes with scales, loadings int8. What methods auto and own
     coded is coded anew to at most the bytes that its adapters' A and B would take so packed, or

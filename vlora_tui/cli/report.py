@@ -36,13 +36,13 @@ def report(
         str, option("-o", "--output", "The Markdown file.", metavar="FILE")
     ] = "report.md",
     threshold: Annotated[
-        float, option("--threshold", "The cosine from which on adapters are alike.")
+        float, option("--threshold", "The cosine from which adapters count as similar.")
     ] = CLUSTERED,
     outliers: Outliers = None,
-    title: Annotated[str | None, option("--title", "What stands on top.")] = None,
+    title: Annotated[str | None, option("--title", "The title.")] = None,
     spectra: o.SpectraAt = None,
     measure: Annotated[
-        bool, option("--measure", "Measure what k and size cost, where it is not yet.")
+        bool, option("--measure", "Measure k and size first, where not yet measured.")
     ] = False,
     device: o.Device = "auto",
     skip_bad: o.SkipBad = False,

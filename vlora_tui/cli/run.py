@@ -38,7 +38,7 @@ def run(
         ),
     ] = None,
     *,
-    headless: Annotated[bool, option("--headless", "Without the interface, here and now.")] = False,
+    headless: Annotated[bool, option("--headless", "Run here, without the interface.")] = False,
     output: Annotated[
         str | None, option("-o", "--output", "The subspace to write.", metavar="DIR")
     ] = None,

@@ -25,7 +25,8 @@ def spectra(
     out: Output,
     adapters: o.Adapters,
     output: Annotated[
-        str | None, option("-o", "--output", "Where to keep them; else the cache.", metavar="DIR")
+        str | None,
+        option("-o", "--output", "Where to keep them; by default the cache.", metavar="DIR"),
     ] = None,
     names: o.Names = None,
     device: o.Device = "auto",

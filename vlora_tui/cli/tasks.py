@@ -25,10 +25,10 @@ def add(
     subspace: o.Subspace,
     adapter: Annotated[str, argument("The adapter to add.", metavar="ADAPTER")],
     task_id: Annotated[
-        str | None, option("--task-id", "--name", "Its task name; else its folder's.")
+        str | None, option("--task-id", "--name", "Task name; by default the folder's.")
     ] = None,
     incremental: Annotated[
-        bool, option("--incremental", "Extend the basis instead of computing it anew.")
+        bool, option("--incremental", "Extend the basis instead of recomputing it.")
     ] = False,
     project: Annotated[bool, option("--project", "Keep the basis: writes one small file.")] = False,
     no_wait: o.NoWait = False,
@@ -104,7 +104,7 @@ def _add_to(
         out.text(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
     if record.error > LOST:
         remedy = "leave --project out" if how == "project" else "compress again with a larger k"
-        out.warn(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
+        out.warn(f"most of what {name!r} does is not in this basis; fix: {remedy}")
     out.essence(name)
 
 

@@ -68,7 +68,7 @@ class Shortage(NamedTuple):
             where=self.path,
             expected=f"{size(self.need)} free, with the layers that are kept beside the output",
             found=f"{size(self.free)} free on the disk of {self.disk}",
-            remedy="make room there, or choose an output on another disk",
+            remedy="free some space there, or choose an output on another disk",
         )
 
 

@@ -100,7 +100,7 @@ def evaluate(
 
     Raises:
         DependencyError: transformers or peft is missing; it says what to install.
-        VLoRAError: A task, its original, the base or a text cannot be had.
+        VLoRAError: A task, its original, the base or a text were not found.
     """
     manifest = read_manifest(request.subspace)
     if not manifest.tasks:
@@ -147,9 +147,9 @@ def _find_originals(
     if missing and (not skip_bad or not found):
         errors: dict[str, Any] = {"errors": list(missing.values())}
         raise CollectionError(
-            f"The originals of {len(missing)} of {plural(len(tasks), 'task')} cannot be had.",
+            f"The originals of {len(missing)} of {plural(len(tasks), 'task')} were not found.",
             **errors,
-            remedy="say with --originals where they lie now"
+            remedy="give their location with --originals"
             + (", or leave these tasks out with --skip-bad" if found else ""),
         )
     for name, error in missing.items():

@@ -289,7 +289,7 @@ def _unusable_error(collection: Collection, total: int, skip_bad: bool) -> Input
     return CollectionError(
         f"{len(bad)} of {total} adapters cannot be used; nothing was written.",
         errors=bad,
-        remedy="leave them out with --skip-bad, or mend them",
+        remedy="leave them out with --skip-bad, or fix them",
     )
 
 

@@ -199,7 +199,7 @@ class Convert:
             where ``{task}`` says.
         tasks: Names or patterns; without them all, and a subspace as a whole.
         source: ``input`` or ``subspace``; empty is the subspace where there is one.
-        k: Directions, where bases are computed anew; None is all, which is exact.
+        k: Directions, where bases are recomputed; None is all, which is exact.
         allow_loss: Leave out what the format cannot hold.
         base: For GGUF: the base model's folder or config.json.
         dtype: For GGUF: fp32, fp16, bf16 or q8_0.
@@ -227,8 +227,8 @@ class Push:
         tasks: Only these; names or patterns.
         private: Of a repository that is new.
         revision: The branch; None is the main one.
-        message: Of the commit.
-        force: Files of an earlier push make way.
+        message: Commit message.
+        force: Replace files of an earlier push.
     """
 
     repo: str

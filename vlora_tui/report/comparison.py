@@ -88,7 +88,7 @@ def analysis_data(
     With ``factors`` the similarity and the clusters of A and B apart, and nothing else.
 
     Args:
-        threshold: The cosine from which on adapters are alike.
+        threshold: The cosine from which adapters count as similar.
         outliers: The score from which on one stands apart; by default the engine's.
     """
     from vlora_engine.analysis.outliers import THRESHOLD, outliers_in

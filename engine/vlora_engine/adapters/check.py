@@ -77,7 +77,7 @@ class CheckReport:
             raise CollectionError(
                 f"{count} of {len(self.adapters)} adapters cannot be used; nothing was written.",
                 errors=self.bad,
-                remedy="leave them out with --skip-bad, or mend them",
+                remedy="leave them out with --skip-bad, or fix them",
             )
         if not self.good:
             raise CollectionError("No usable adapter is left.", errors=self.bad)
@@ -204,6 +204,6 @@ def _misfit(
         module=module,
         expected=f"{usual[0]} {usual[1]} -> {usual[2]}",
         found=f"{kind} {d_in} -> {d_out}",
-        remedy="keep each group of `vlora-tui inspect` by itself",
+        remedy="compress each group of `vlora-tui inspect` separately",
         code="other-dimensions",
     )

@@ -203,7 +203,7 @@ def _require_apart(names: Iterable[str], where: str | None) -> None:
             where=where,
             expected="one of each name",
             found=f"{len(twice)} names twice, such as {twice[0]}",
-            remedy="save each adapter by itself, under the names of one model",
+            remedy="save each adapter separately, under the names of one model",
         )
 
 

@@ -177,7 +177,7 @@ def existing_path(place: str | os.PathLike[str]) -> Path:
             "The symbolic link leads nowhere, or in a circle.",
             where=path,
             found=f"a link to {os.readlink(path)}",
-            remedy="mend the link, or name the place itself",
+            remedy="fix the link, or name the place itself",
         )
     return path
 

@@ -82,7 +82,7 @@ def original_places(place: str | Path | AdapterRef) -> list[Path]:
 def original_if_there(
     record: TaskRecord, named: Mapping[str, Hashable] | None = None
 ) -> AdapterSource | None:
-    """`recorded_original`, or None where it cannot be had.
+    """`recorded_original`, or None where it were not found.
 
     Args:
         named: The modules of the subspace, whose names it gets (`names_like`).

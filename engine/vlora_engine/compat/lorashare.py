@@ -354,7 +354,7 @@ class SHAREModel:
                 "mean_explained_variance": sum(variances) / len(variances),
             }
         else:
-            logger.info("Computing the shared components anew, with %s.", name)
+            logger.info("Recomputing the shared components, with %s.", name)
             self.subspace.absorb(source, name, device=device or "auto")
         self.adapter_sources[name] = str(adapter)
         self._note_adapters()

@@ -62,7 +62,7 @@ def absorb(
     *,
     replacing: bool = False,
 ) -> list[str]:
-    """Take one more adapter in: bases are computed anew with it; a coded one stands by itself.
+    """Take one more adapter in: bases are recomputed with it; a coded one stands by itself.
 
     Args:
         replacing: A task of that name makes way.

@@ -113,7 +113,7 @@ def _coded_within(
             remark = f"left as it is: its numbers take {coded:,} bytes, {packing.name} would take"
             return space, [f"{remark} {allowed:,}"]
         new, allowed = _of_numbers(space, allowed, around, run), allowed + around
-    remark = f"coded anew: {coded + around:,} bytes -> {sum(new.sizes()):,}, at most the"
+    remark = f"recoded: {coded + around:,} bytes -> {sum(new.sizes()):,}, at most the"
     return new, [f"{remark} {allowed:,} of {packing.name}"]
 
 

@@ -119,7 +119,7 @@ def plan(
         to: One of the formats.
         out: The directory to make; of several adapters the one that holds a directory for each.
         adapters: What is converted, by name; or ``whole``, the directory of a subspace.
-        k: Where bases are computed anew: how many directions; by default all, which is exact.
+        k: Where bases are recomputed: how many directions; by default all, which is exact.
         base: For GGUF and PEFT: the base model's folder or config.json.
         dtype: For GGUF: fp32, fp16, bf16 or q8_0; by default an adapter's own.
 
@@ -371,7 +371,7 @@ def _how(conversion: Conversion) -> str:
     """Whether bases and loadings can stay as they are."""
     if conversion.to == "subspace":
         return ""
-    kept = f"bases of method {METHODS[conversion.to]} are computed anew"
+    kept = f"bases of method {METHODS[conversion.to]} are recomputed"
     how_many = "all directions, which is exact" if conversion.k is None else f"k = {conversion.k}"
     anew = f"{kept} ({how_many})"
     if conversion.whole is None or conversion.k is not None:

@@ -41,7 +41,7 @@ def together(subjects: Named) -> list[Finding]:
 @rule_on_several(
     "base-models-differ",
     "The adapters name different base models; a subspace is meant for one.",
-    "keep each group of `vlora-tui inspect` by itself",
+    "compress each group of `vlora-tui inspect` separately",
     "vlora_engine.catalog.scanner",
 )
 def _bases(subjects: Named) -> Iterable[Hit]:
@@ -62,7 +62,7 @@ def _bases(subjects: Named) -> Iterable[Hit]:
 @rule_on_several(
     "dimensions-differ",
     "Two adapters of one base model disagree about a module's dimensions.",
-    "one of them was trained on another size of it: mend base_model_name_or_path",
+    "one of them was trained on another size of it: fix base_model_name_or_path",
     "vlora_engine.catalog.scanner",
 )
 def _dimensions(subjects: Named) -> Iterable[Hit]:

@@ -116,7 +116,7 @@ class MergedReport:
              "the base's."),
             ("merged-missing", self.missing, "The base has it, the merged checkpoint does not."),
         ):  # fmt: skip
-            remedy = "merge anew onto this base, or name the base that was merged onto"
+            remedy = "merge again onto this base, or name the base that was merged onto"
             found += [
                 Finding(code, "error", what, remedy, file=self.merged, tensor=n) for n in names
             ]
@@ -163,11 +163,11 @@ _WORDS: Mapping[str, str] = {
 
 
 _REMEDY: Mapping[str, str] = {
-    "off": "merge anew, onto this base",
-    "absent": "merge anew; the checkpoint lacks this matrix",
+    "off": "merge again, onto this base",
+    "absent": "merge again; the checkpoint lacks this matrix",
     "transposed": "merge with a program that heeds fan_in_fan_out",
-    "not-merged": "merge anew with a program that knows this module's name",
-    "scaled": "merge anew, once, with the scale of the adapter's config",
+    "not-merged": "merge again with a program that knows this module's name",
+    "scaled": "merge again, once, with the scale of the adapter's config",
     "shared": "untie the head before merging (tie_word_embeddings: false), or merge nothing",
     "lost": "merge in fp32 and keep that, or serve the adapter beside the base",
 }

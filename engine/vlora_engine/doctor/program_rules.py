@@ -65,7 +65,7 @@ add_rows(
     _LLAMACPP,
     [
         Row("heads", "llama.cpp has no place for modules_to_save and whole tensors.", NO_HEAD),
-        Row("dora", "llama.cpp knows no DoRA.", MERGE),
+        Row("dora", "llama.cpp does not support DoRA.", MERGE),
         Row(
             "named-keys",
             "llama.cpp's converter refuses keys with the adapter's name inside.",

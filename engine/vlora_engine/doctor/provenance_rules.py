@@ -15,7 +15,7 @@ _SOURCE = f"{ENGINE}.formats.provenance"
     "content-changed",
     "warning",
     "The tensors are not those that were written with the record of where they come from.",
-    remedy="make it anew from its sources; what the record says does not hold for these tensors",
+    remedy="create it again from its sources; what the record says does not hold for these tensors",
     source=_SOURCE,
     stage="tensors",
 )
@@ -27,7 +27,7 @@ def _content(subject: Subject) -> Iterable[Hit]:
 @rule_on_several(
     "source-changed",
     "An adapter was made from one that has changed since.",
-    "make it anew",
+    "create it again",
     _SOURCE,
 )
 def _sources(subjects: Mapping[str, Subject]) -> Iterable[Hit]:

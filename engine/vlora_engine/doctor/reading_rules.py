@@ -22,7 +22,7 @@ _SAVE_LOAD = f"{PEFT}/blob/main/src/peft/utils/save_and_load.py"
 REFUSALS: dict[str, tuple[str, str, str]] = {
     # code: what, source, since
     "lfs-pointer": (
-        "A Git LFS pointer lies where the file should be.",
+        "The file is a Git LFS pointer.",
         "https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md",
         "git-lfs 3",
     ),

@@ -63,7 +63,7 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
             where=path,
             expected="a JSON object",
             found=str(error) or type(error).__name__,
-            remedy="mend the file, or copy it again from where the adapter was trained",
+            remedy="fix the file, or copy it again from where the adapter was trained",
             code="bad-config",
         ) from None
     if not isinstance(config, dict):

@@ -244,7 +244,7 @@ def _http_error(where: Where, error: Any) -> VLoRAError:
             where=str(where),
             found=message,
             remedy="use a token with the permission that it takes (write, to push): "
-            + _LOG_IN.replace("log in", "log in anew"),
+            + _LOG_IN.replace("log in", "log in again"),
         )
     if status == 429:
         return errors.HubError(

@@ -234,5 +234,5 @@ def _half_error(path: Path, listing: Listing) -> VLoRAError:
         where=path,
         expected="the whole file" if expected is None else f"{expected} bytes",
         found=found,
-        remedy="run it again where the Hub can be reached: it is downloaded anew",
+        remedy="run it again where the Hub can be reached: it is downloaded again",
     )

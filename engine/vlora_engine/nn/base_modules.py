@@ -307,7 +307,7 @@ def reach(
             best = found
         if not best.unknown and not best.lost:
             break
-    return best or Reach(total, base=label, unknown="transformers knows no model of this config")
+    return best or Reach(total, base=label, unknown="transformers has no model for this config")
 
 
 def missing_library() -> str:

@@ -60,7 +60,7 @@ class TaskRouter(nn.Module):
         if len(set(names)) != num_tasks or len(names) != num_tasks:
             raise ParameterError(
                 "A router has one name per task.",
-                expected=f"{num_tasks} names, no two alike",
+                expected=f"{num_tasks} different names",
                 found=f"{len(names)} names",
             )
         self.input_dim, self.num_tasks, self.hidden_dim = input_dim, num_tasks, hidden_dim

@@ -312,7 +312,7 @@ def _public_index(manifest: Manifest) -> bytes:
 def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
     for name in dict.fromkeys(entry.base_model for entry in entries):
         if name and not is_public(name):
-            what = "The adapters' config names a base model by a path; everybody will read it."
+            what = "The adapters' config names a base model by a path; anyone can read it."
             remedy = "export them with --base-model NAME, and push those"
             yield Finding("private-base", "warning", what, remedy, place=name)
 

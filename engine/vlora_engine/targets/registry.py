@@ -64,7 +64,7 @@ _ALL = (
     Target(
         "portable",
         "The portable form",
-        "What every server reads alike: one rank, the scale folded into B, 16 bit.",
+        "What every server reads the same way: one rank, the scale folded into B, 16 bit.",
         unit_scale=True,
         linear_only="servers do not agree on factors of embeddings and convolutions",
         no_rest="some servers refuse other tensors, some pass over them in silence",

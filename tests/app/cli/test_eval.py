@@ -95,7 +95,7 @@ def test_originals_that_are_elsewhere_or_gone(
     shutil.copytree(small, moved)
     words = ["eval", moved, "--base", trained.base, *FEW]
     found = cli(*words, code=2)
-    assert "The originals of 4 of 4 tasks cannot be had." in found.err
+    assert "The originals of 4 of 4 tasks were not found." in found.err
     assert "task 'add' was made from is not there" in found.err
     assert "--originals" in found.err
     there = Path(shutil.copytree(trained.path / "adapters", tmp_path / "there"))
@@ -103,7 +103,7 @@ def test_originals_that_are_elsewhere_or_gone(
     assert kl == cli("eval", small, "--base", trained.base, *FEW, "-q").out
     shutil.rmtree(there / "add")
     found = cli(*words, "--originals", there, code=2)
-    assert "The originals of 1 of 4 tasks cannot be had." in found.err
+    assert "The originals of 1 of 4 tasks were not found." in found.err
     assert "--skip-bad" in found.err
     found = cli(*words, "--originals", there, "--skip-bad", "--json")
     assert found.data["left_out"] == ["add"]

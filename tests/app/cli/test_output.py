@@ -187,7 +187,7 @@ def test_validate_finds_what_is_wrong(cli: Cli, subspace: Path) -> None:
         ("stray-file", "tasks/ghost.safetensors"),
     }
     said = cli("validate", subspace, code=3)
-    assert "to mend it" in said.out
+    assert "fix" in said.out
     assert "3 findings" in said.err
 
 

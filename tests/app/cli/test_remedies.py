@@ -122,7 +122,7 @@ NOTHING: Mapping[str, str] = {
     "gguf-architecture": "llama.cpp's own converter, which the remedy calls, is no part of this",
     "foreign-format": "another tool makes a LoRA of it",
     "unknown-format": "it is no adapter at all",
-    "source-changed": "only who has the sources can make it anew from them",
+    "source-changed": "only who has the sources can create it again from them",
     "base-models-differ": "each group is right by itself",
     "dimensions-differ": "one of them names the wrong base: only who trained it knows which",
 }

@@ -128,7 +128,7 @@ def test_a_failed_job_gives_its_error_and_its_exit_code(
     cli("jobs", "start", recipe)
     followed = cli("jobs", "follow", "last", code=2)
     assert "already exists" in followed.out
-    assert "to mend it" in followed.out
+    assert "fix" in followed.out
     data = cli("jobs", "show", "last", "--json").data
     assert data["state"] == "failed"
     assert data["can_resume"] is True

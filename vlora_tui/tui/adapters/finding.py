@@ -250,7 +250,7 @@ class AdapterFinder:
 def clean_lines(error: VLoRAError) -> str:
     """An error's lines, made harmless, with what a screen has for its remedy."""
     *lines, last = error.lines()
-    mark = "to mend it: "
+    mark = "fix: "
     if error.remedy and mark in last:
         fix = advice(error.remedy)
         lines += [f"  fix:      {fix}"] if fix else []

@@ -37,7 +37,7 @@ class Advice:
         ratio: Bytes of the originals over ``nbytes``.
         error: The worst adapter's, where that is not what is aimed at.
         about: The figures are estimates. so_far: What they are of, while adapters are measured.
-        problem: Why the choice cannot be had.
+        problem: Why the choice were not found.
     """
 
     words: str = ""

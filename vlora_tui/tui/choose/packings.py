@@ -91,7 +91,7 @@ def _label(choosing: CompressionTarget, now: CompressionTarget) -> str:
 
 
 def _costs(figures: Figures) -> str:
-    """Bytes and errors, or why it cannot be had."""
+    """Bytes and errors, or why it were not found."""
     prediction = figures.prediction
     if prediction is None:
         return "not possible at this target"

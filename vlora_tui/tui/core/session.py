@@ -35,7 +35,7 @@ LEAST_ERROR, MOST_ERROR = 1e-4, 0.9  # between which methods are compared
 
 @dataclass(frozen=True)
 class Figures:
-    """What a choice costs, or why it cannot be had.
+    """What a choice costs, or why it were not found.
 
     Args:
         choice: Where there is a k. coded: Where there is none.
@@ -350,7 +350,7 @@ def _worked_out(target: CompressionTarget, spectra: Spectra) -> Figures:
     """A choice on the layers that are measured.
 
     Raises:
-        VLoRAError: It cannot be had.
+        VLoRAError: It were not found.
     """
     from vlora_tui.pipeline.forecast import Coded, choose_so_far
 

@@ -179,7 +179,7 @@ class EvaluateFields:
         rows.append(Field("texts", "texts", texts if self.texts else "sampled", "text", TEXTS_HINT))
         hint = "Names or patterns, with blanks between; empty: all."
         rows.append(Field("tasks", "tasks", clean(self.tasks) or "all", "text", hint))
-        hint = "How many tokens of a task count."
+        hint = "Maximum tokens per task."
         rows.append(Field("tokens", "tokens", str(self.tokens), "choice", hint))
         rows.append(Field("device", "device", self.device, "choice"))
         return rows

@@ -234,7 +234,7 @@ def test_dialogs_answer_by_key_by_list_and_not_at_all() -> None:
             await pilot.pause()
             await pilot.press(*keys)
         assert given == ["2", "2", "1", None]
-        problems = [("x\x1b[1m", ["cannot be read", "to mend it: y"])]
+        problems = [("x\x1b[1m", ["cannot be read", "fix: y"])]
         pilot.app.push_screen(ListProblems("Bad", "", problems, options), given.append)
         await pilot.pause()
         await pilot.press("a")
