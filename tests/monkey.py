@@ -288,6 +288,7 @@ class Program:
         """
         begun, idle = time.monotonic(), 0
         while self.is_alive:
+            self._continue_if_stopped()
             before, ran = time.monotonic(), self._ran()
             said = self.drain(QUIET_SECONDS)
             while not said and time.monotonic() - before < QUIET_SECONDS:
@@ -303,6 +304,13 @@ class Program:
             elif waited > PATIENCE:
                 return False
         return True
+
+    def _continue_if_stopped(self) -> None:
+        """What a shell's ``fg`` does after ctrl+z."""
+        with suppress(OSError):
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T":
+                self.process.send_signal(signal.SIGCONT)
 
     def _unread(self) -> int:
         """The bytes that were sent and not read yet."""

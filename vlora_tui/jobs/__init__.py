@@ -8,7 +8,6 @@ files; `control` starts, cancels, resumes and removes. Nothing in here imports t
 from __future__ import annotations
 
 from vlora_tui.jobs.control import cancel, remove, resume, start, start_action, wait
-from vlora_tui.jobs.devices import devices
 from vlora_tui.jobs.store import Job, JobStore
 from vlora_tui.jobs.watch import EventReader, JobView, JobWatcher, State, TimedEvent, follow, look
 from vlora_tui.jobs.worker import WarmWorker
@@ -23,7 +22,6 @@ __all__ = [
     "TimedEvent",
     "WarmWorker",
     "cancel",
-    "devices",
     "follow",
     "look",
     "remove",

@@ -112,7 +112,7 @@ def test_cancel_says_what_became_of_the_layers(
     kill(store.find("last"))
     listed = cli("jobs")
     assert "vanished" in listed.out
-    assert "ended without a word" in listed.err
+    assert "ended without reporting a result" in listed.err
     shown = cli("jobs", "show", "last").out
     assert "vanished with 1 layer built" in shown
     assert "1 layer was discarded" in cli("jobs", "cancel", "last", "--discard").out

@@ -161,9 +161,9 @@ def test_a_view_keeps_what_is_shown_and_not_what_is_long(job: Job) -> None:
     started, merged = view.last(events.Started), view.last(events.Merged)
     assert started is not None
     assert (started.job, started.recipe) == (job.id, "")
-    assert view.all(events.SubspaceWritten)[0].figures == {"mean_error": 0.1}
+    assert view.all(events.SubspaceWritten)[0].figures == {"mean_error": 0.1, "k_count": 1}
     assert merged is not None
-    assert (merged.rank, merged.report) == (8, {})
+    assert (merged.rank, merged.report) == (8, {"layers_count": 1000})
     assert len(view.all(events.Exported)) == len(view.all(events.Verified)) == 2500
     lines = job_text.details(view).plain.splitlines()
     assert len(lines) < job_text.LINES + 10

@@ -49,7 +49,7 @@ def test_no_colour_reaches_the_terminal(terminal: Terminal) -> None:
         ("3", b"Ready to run"),
         ("4", b"Inspect"),
         ("5", b"Export"),
-        ("?", b"esc"),
+        ("?", b"guides"),
     ):
         terminal.press(keys)
         written += terminal.read(until)

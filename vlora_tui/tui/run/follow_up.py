@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import VLoRAError
-from vlora_tui.jobs import devices
+from vlora_tui.jobs.devices import devices
 from vlora_tui.tui.run import forms
 from vlora_tui.tui.run.job_form import START, JobFields, JobForm
 from vlora_tui.tui.text import clean, tilde

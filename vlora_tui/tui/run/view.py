@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import VLoRAError
-from vlora_tui.jobs import devices
+from vlora_tui.jobs.devices import devices
 from vlora_tui.jobs.store import SPECTRA
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on
@@ -530,8 +530,9 @@ class RunView(Desk):
         compare(self)
 
     def action_back(self) -> None:
-        """Leave the result, the edited recipe, or what is asked."""
-        self.leave()
+        """Leave a maximised pane, the result, the edited recipe, or what is asked."""
+        if self.app.screen.maximized is not None or not self.leave():
+            self.host.action_escape()
 
     def leave(self) -> bool:
         """``q``: first out of what is only for a moment."""

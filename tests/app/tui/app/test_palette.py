@@ -36,7 +36,7 @@ def test_everything_has_an_entry(runs: Path, subspace: Path, tmp_path: Path) -> 
             by_group.setdefault(entry.group, []).append(entry.title)
         assert "Mark all rows shown" in by_group["Here"]
         assert len(by_group["Steps"]) == 5
-        assert "Export, merge or resize" in by_group["Export"]  # a command of another step
+        assert "Export, merge, resize or convert" in by_group["Export"]  # a command of another step
         assert by_group["Jobs"][0] == "compress 5 adapters, running"
         assert by_group["Adapters"] == ["task00", "task01", "task02", "task03"]
         assert by_group["Tasks"] == ["task00", "task01", "task02", "task03"]

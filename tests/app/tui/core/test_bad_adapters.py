@@ -79,7 +79,7 @@ def test_left_out_once_and_the_build_goes_through(session: Session, tmp_path: Pa
         await pilot.press("3")
         assert "compress  3 adapters" in text_of(app, "#review")
         assert "skipped   with-nan" in text_of(app, "#review")
-        await pilot.press("enter")
+        await pilot.press("w")
         await finished(pilot, app, jobs=2)
         assert str(app.job_views()[0].state) == "finished"
         assert not is_asking(app)

@@ -415,7 +415,7 @@ def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path:
         for _ in range(6):
             await pilot.press("s")
         await settle(pilot)
-        assert "--base DIR" in words(pilot, "#preview-said")
+        assert "Name the base model's folder" in words(pilot, "#preview-said")
         await pilot.press("tab", "down", "down", "enter")
         await pilot.pause()
         pilot.app.screen.query_one("Input").value = str(tmp_path)
@@ -470,7 +470,7 @@ def test_the_build_key_starts_a_job_and_shows_what_it_says(opened: Session) -> N
         app.hear(events.Exported("task00", first, "peft", 1234))
         assert rows(pilot)[0][2:] == ["1.23 kB", "ok", "written"]
         app.hear(events.Verified("task00", first, 2e-4))
-        assert rows(pilot)[0][-1] == "dW off by 0.0002"
+        assert rows(pilot)[0][-1] == "dW off by 0.02 %"
         await pilot.press("w")  # it is still writing
         assert len(app.started) == 1
         app.hear(events.Finished(1.0), state=State.FINISHED)

@@ -468,7 +468,7 @@ def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
 def test_the_footer_has_seven_keys_at_most(opened: Session, size: tuple[int, int]) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        for doing in ("merge", "resize", "export"):
+        for doing in ("merge", "resize", "convert", "export"):
             await pilot.press("m")
             await settle(pilot)
             assert view(pilot).editor.settings.doing == doing

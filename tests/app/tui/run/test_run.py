@@ -264,7 +264,7 @@ def test_what_does_not_fit_on_the_disk_is_not_started(
         await until(pilot, lambda: isinstance(app.screen, Ask), "the refusal")
         await pilot.pause()
         told = "\n".join(str(static.content) for static in app.screen.query(Static))
-        assert "2 kB are free" in told
+        assert "2 kB free on" in told
         assert str(tmp_path / "out") in told
         assert app.job_views() == []
         await pilot.press("o")
