@@ -152,6 +152,7 @@ def _fill_on_disk(
     that share, and the other methods last.
     """
     if not codec or tables.outlook_file(out).exists():
+        discard(tables.own_folder(out))  # a run that was stopped while it removed this
         _fill(spectra, sources, check, out, run, spectra.methods, finished)
         return
     passed = FirstPass(list(sources))

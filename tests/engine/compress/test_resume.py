@@ -295,3 +295,20 @@ def test_built_layers_of_another_version_or_device_are_not_used(
     other = "another" if name == "__version__" else lambda _: torch.device("cuda")
     monkeypatch.setattr(request_module, name, other)
     assert fingerprint(collection, plan, "cpu") != before
+
+
+def test_spectra_that_stopped_while_they_cleaned_up_come_out_the_same(
+    tmp_path: Path, sources: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_spectra(sources, tmp_path / "whole", codec=True)
+
+    def one_file(folder: Path) -> None:
+        next(folder.iterdir()).unlink()
+        raise REFUSED
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spectrum_module, "discard", one_file)
+        with pytest.raises((StorageError, OSError)):
+            compute_spectra(sources, tmp_path / "out", codec=True)
+    compute_spectra(sources, tmp_path / "out", codec=True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
