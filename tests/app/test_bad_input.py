@@ -144,7 +144,7 @@ from tests.witnesses.files import tree
         ("convert {runs} --to lorashare -o {out} -k 0", "at least 1"),
         ("convert {built}:nope --to peft -o {out}", "no task 'nope'"),
         ("merge config.yml -o {out}", "no such merge file"),
-        ("merge config.yml {runs}/task00 -o {out}", "says by itself"),
+        ("merge config.yml {runs}/task00 -o {out}", "already names"),
         ("validate {no}", "no subspace here"),
         ("benchmark {no}", "no subspace here"),
         ("benchmark {built} --repeats 0", "at least 1"),
@@ -376,7 +376,7 @@ def test_a_fault_of_ours_says_so_and_hides_its_traceback(
 
     monkeypatch.setattr("vlora_engine.catalog.scanner.scan", fail)
     found = cli("inspect", runs, code=1)
-    assert "A fault of vlora-tui" in found.err
+    assert "A bug in vlora-tui" in found.err
     assert "ZeroDivisionError: oops" in found.err
 
 

@@ -49,7 +49,7 @@ def test_case(case: dict[str, Any], tmp_path: Path, fresh_python: FreshPython) -
     told = done.stdout + done.stderr
     assert done.returncode in case["exit"], told
     assert "Traceback" not in told
-    assert "A fault of vlora-tui" not in told
+    assert "A bug in vlora-tui" not in told
     assert case.get("says", "") in done.stdout
     if done.returncode:
         assert not list(out.parent.iterdir())

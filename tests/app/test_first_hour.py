@@ -169,7 +169,7 @@ def test_an_odd_output_is_no_fault_of_ours(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = cli("compress", runs, *words, "--dry-run", code=None)
-    assert "fault of vlora-tui" not in found.err
+    assert "bug in vlora-tui" not in found.err
     assert ("names no place" in found.err) == (words[1] == "")
 
 

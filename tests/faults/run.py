@@ -273,7 +273,7 @@ class Bench:
         allowed = {"kill": (KILLED,), "short": (0,)}.get(act, (0, *ERRORS))
         if cut.code not in allowed:
             yield f"exit {cut.code}: {cut.said.strip()}"
-        if "Traceback" in cut.said or "fault of vlora-tui" in cut.said:
+        if "Traceback" in cut.said or "bug in vlora-tui" in cut.said:
             yield f"it says: {cut.said.strip()}"
         for name in after:
             new, old = (_is(command, work, name, state) for state in (after, before))

@@ -507,7 +507,7 @@ def _read_mergekit(folder: Path) -> None:
 def _read_jobs(folder: Path) -> None:
     for words in (["jobs", "list"], ["jobs", "list", "--json"], ["jobs", "show", "abcd"]):
         code, said = _run(*words, "--state-dir", folder)
-        assert "A fault of vlora-tui" not in said, said
+        assert "A bug in vlora-tui" not in said, said
         assert "Traceback" not in said, said
         assert code in (0, 2), said
         if words[1] == "list":

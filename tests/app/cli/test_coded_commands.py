@@ -61,7 +61,7 @@ def test_a_coded_collection_is_quantized_to_the_bytes_of_its_packed_adapters(
     cli("quantize", tmp_path / "s", "-o", tmp_path / "q", "--dry-run")
     assert not (tmp_path / "q").exists()
     told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q").err
-    assert "coded anew" in told
+    assert "recoded" in told
     nbytes = sum(p.stat().st_size for p in (tmp_path / "q").rglob("*") if p.is_file())
     manifest = read_manifest(tmp_path / "s")
     factors = sum(task.factor_elements for task in manifest.tasks.values())

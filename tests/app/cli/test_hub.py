@@ -315,7 +315,7 @@ def test_push_again_takes_force_and_leaves_nothing_stale(
     names = set(repo.files)
     assert "LICENSE" in names, "what is not ours stays"
     assert len([n for n in names if n.startswith("tasks/")]) == 3
-    assert first in repo.commits, "its history keeps them"
+    assert first in repo.commits, "history keeps them"
     cli("push", subspace, "me/all", "--branch", "next", "--force")
     assert repo.find("next") not in (None, first)
 

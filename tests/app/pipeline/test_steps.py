@@ -114,7 +114,7 @@ def test_a_coded_collection_is_packed_to_the_bytes_of_its_adapters(
         assert packed.nbytes == plain.nbytes
     else:
         factors = sum(task.factor_elements for task in packed.tasks.values())
-        assert "coded anew" in told
+        assert "recoded" in told
         around = 3000  # the index of so small a collection
         assert packed.nbytes < min(plain.nbytes, factors * (0.5 + 2 / 64) + around)
 

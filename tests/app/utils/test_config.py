@@ -113,7 +113,7 @@ def test_config_edit_makes_the_file_and_opens_it(
     assert "terminal" in cli("config", "edit", code=2).err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("EDITOR", "no-such-editor")
-    assert "no editor" in cli("config", "edit", code=2).err
+    assert "No editor" in cli("config", "edit", code=2).err
     monkeypatch.setenv("EDITOR", "true")
     cli("config", "edit")
     assert file.read_text() == template()

@@ -292,7 +292,7 @@ def test_quantizing_means_at_most_these_bytes(
     allowed = in_bytes(adapters, kind)
     bits = {"bits": 8} if kind == "int8" else {"bits": 4} if kind == "int4" else {"method": "nf4"}
     assert subspace.quantize(**bits) is subspace
-    assert "coded anew" in caplog.messages[-1]
+    assert "recoded" in caplog.messages[-1]
     subspace.save(tmp_path / "s")
     nbytes = sum(p.stat().st_size for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert nbytes <= allowed

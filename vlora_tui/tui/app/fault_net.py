@@ -192,7 +192,7 @@ def fault_words(error: BaseException) -> str:
         where = f" ({clean(error.filename)})" if error.filename else ""
         return f"The operating system refused: {clean(error.strerror)}{where}."
     name = type(error).__name__
-    return f"This did not work, by a fault of vlora-tui: {name}{f': {text}' if text else ''}"
+    return f"This did not work because of a bug in vlora-tui: {name}{f': {text}' if text else ''}"
 
 
 def _kind(error: BaseException) -> str:

@@ -91,7 +91,7 @@ class AskingPane(Vertical):
         except VLoRAError as error:
             self.post_message(self.Answered(command, None, str(error)))
         except Exception as error:
-            problem = f"A fault of vlora-tui: {type(error).__name__}: {error}"
+            problem = f"A bug in vlora-tui: {type(error).__name__}: {error}"
             self.post_message(self.Answered(command, None, problem))
             raise
         else:

@@ -134,7 +134,7 @@ def test_whatever_fails_the_interface_goes_on(where: str, runs: Path, faults: Fa
         faults.clear()
 
         (shown,) = said(application)
-        assert "fault of vlora-tui" in shown
+        assert "bug in vlora-tui" in shown
         assert f"Odd: in {where}" in shown
         log = paths.state_dir() / "interface.log"
         assert "interface.log" in shown
@@ -174,7 +174,7 @@ def test_a_failed_action_holds_up_no_other_key(
         faults.clear()
         (shown,) = said(application)  # and no flood of words either
         assert "It cannot be done so." in shown
-        assert "fault of vlora-tui" not in shown
+        assert "bug in vlora-tui" not in shown
         text = (paths.state_dir() / "interface.log").read_text()
         assert text.count("Traceback") == 1
         assert "32 times by now" in text
@@ -367,8 +367,8 @@ def test_the_log_stays_small_and_says_when_it_cannot_be_written(
     [
         (InputError("The name is taken."), "The name is taken."),
         (OSError(errno.ENOSPC, "No space left on device", "/x/\x1b[2J"), "No space left on device"),
-        (KeyError("a"), "by a fault of vlora-tui: KeyError"),
-        (Odd(), "by a fault of vlora-tui: Odd"),
+        (KeyError("a"), "by a bug in vlora-tui: KeyError"),
+        (Odd(), "by a bug in vlora-tui: Odd"),
         (Odd("x" * 10_000), "xxx"),
         (Odd("\x1b]0;title\x07"), "\\x1b]0;title\\x07"),
     ],
