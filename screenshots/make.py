@@ -99,7 +99,7 @@ async def interface(folder: str) -> None:
         await pilot.press("4")
         await pilot.pause(1)
         look("inspect-step")
-        await pilot.press("3", "enter")
+        await pilot.press("2", "w")
         await until(lambda: any(str(v.state) == "finished" for v in app.job_views()[:1]))
         await until(lambda: os.path.isdir(f"{folder}/shared"))
         await pilot.pause(1)
