@@ -17,7 +17,8 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.demo import BASE_FOLDER, TEXTS, make_demo_collection
 from vlora_tui.cli import main
-from vlora_tui.jobs import JobStore, devices, start_action, wait
+from vlora_tui.jobs import JobStore, start_action, wait
+from vlora_tui.jobs.devices import devices
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.actions import Action, AddTask, Evaluate, Pull, RemoveTasks, read_action
 from vlora_tui.recipe.model import Recipe
