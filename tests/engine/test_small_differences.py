@@ -415,7 +415,7 @@ def test_the_share_model_logs_what_it_does(
     assert "fit together" in text
     assert "k is 2" in text
     model.add_adapter(paths[3], force_recompute=True)
-    assert "anew" in "\n".join(moments(caplog, ours))
+    assert "Recomputing" in "\n".join(moments(caplog, ours))
     model.remove_adapter("task03")
     model.add_adapter(paths[3], variance_threshold=0.0)
     assert "enough" in "\n".join(moments(caplog, ours))

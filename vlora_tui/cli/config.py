@@ -54,7 +54,7 @@ def edit() -> None:
         words = [found] if found else []
     if not words or shutil.which(words[0]) is None:
         raise InputError(
-            "No editor is set.",
+            "No editor was found.",
             found=words[0] if words else "neither $VISUAL nor $EDITOR is set",
             remedy=f"set EDITOR, or change the file yourself: {file}",
         )

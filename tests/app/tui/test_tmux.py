@@ -198,7 +198,7 @@ def test_from_the_demo_folder_to_an_adapter_that_peft_loads(
     tui.press("5")
     tui.sees("Tasks of support-bot-subspace")
     tui.press("BTab", "BTab")  # to the preview
-    tui.sees("Each is a folder with", "adapters/checkpoint-500", "new")
+    tui.sees("Each is a folder with", "apters/checkpoint-500", "new")
     tui.press("w")
     tui.sees("4 written", "4 read back, the same", "v Open")
     tui.press("q")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import VLoRAError
 from vlora_engine.evaluation.prompts import MAX_TOKENS
-from vlora_engine.quantization.packing import BLOCK_SIZE
+from vlora_engine.quantization.packing import BLOCK_SIZE, QUANTIZATIONS
 from vlora_tui.pipeline.actions import AddTask, Evaluate, Pull, RemoveTasks
 from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
-PACKINGS = ("int8", "int4", "nf4")
-PACKING_WORDS = {"int8": "int8", "int4": "int4", "nf4": "NF4"}
+PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
 BLOCKS = (32, 64, 128, 256)
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {
@@ -106,7 +105,7 @@ class QuantizeFields:
 
     def turn(self, key: str, by: int) -> None:
         if key == "packing":
-            self.packing = _next(PACKINGS, self.packing, by)
+            self.packing = _next(QUANTIZATIONS, self.packing, by)
         elif key == "block":
             self.block = _next(BLOCKS, self.block, by)
         elif key == "double":
