@@ -190,6 +190,9 @@ class Bench:
             finally:
                 sys.stdout, sys.stderr = told
                 os.chdir(before)
+        for handler in logging.getLogger("huggingface_hub").handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.stream = sys.stderr  # it began when stderr was nowhere
         self._serve_hub()
         make_demo_small()
         self._after: dict[str, tuple[dict[str, Tree | None], int]] = {}

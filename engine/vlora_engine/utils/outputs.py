@@ -184,20 +184,23 @@ def publish(
         raise write_error(final, error) from None
     close_below(whole)
     close_below(final)  # the former files have been open under these names
-    try:
-        if replaces:
-            _hand_over(moved, final)
-            _remove_marked(moved)
-        if os.path.lexists(gone):
-            remove(gone)
-    except OSError as error:
-        logger.warning(
-            "%s is complete and in place, but what was there before could not be deleted (%s). "
-            "To delete it: %s",
-            final,
-            error.strerror or error,
-            shlex.join(["rm", "-r", str(gone)]),
-        )
+    for is_last in (False, True):  # what interrupted a call, or was busy, may have passed
+        try:
+            if replaces:
+                _hand_over(moved, final)
+                _remove_marked(moved)
+            if os.path.lexists(gone):
+                remove(gone)
+            return
+        except OSError as error:
+            if is_last:
+                logger.warning(
+                    "%s is complete and in place, but what was there before could not be deleted "
+                    "(%s). To delete it: %s",
+                    final,
+                    error.strerror or error,
+                    shlex.join(["rm", "-r", str(gone)]),
+                )
 
 
 def _rename_twice(moved: Path, final: Path) -> None:
