@@ -19,7 +19,7 @@ from textual.widget import Widget
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_tui.tui.choose.text import bar, goal_words, percent, spread
+from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, spread
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.text import clean, cut, plural
 from vlora_tui.tui.widgets.bindings import hidden
@@ -306,7 +306,7 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         "ratio": f"{bytes_about}{prediction.ratio:.3g}x",
         "mean": about + percent(prediction.mean_error),
         "worst": about + percent(prediction.max_error),
-        "worst task": clean(prediction.worst_task),
+        "worst task": clean(prediction.worst_task) if is_seen(prediction.max_error) else "",
     }
 
 

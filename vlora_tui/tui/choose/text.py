@@ -133,11 +133,19 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     return round(statistics.median(ks)), min(ks), max(ks)
 
 
+SEEN = 1e-5  # an error below is shown as "<0.001 %"
+
+
+def is_seen(error: float) -> bool:
+    """Whether an error is more than rounding; below, which task has most of it says nothing."""
+    return error >= SEEN
+
+
 def percent(value: float) -> str:
     """A relative error or a share as a person reads it: three digits at most."""
-    value *= 100
-    if 0 < value < 0.001:
+    if 0 < value < SEEN:
         return "<0.001 %"
+    value *= 100
     return f"{value:.0f} %" if value >= 99.95 else f"{value:.3g} %"
 
 
@@ -202,6 +210,6 @@ def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
 def worst_layer(prediction: Prediction, short: dict[str, str]) -> str:
     """The module with the largest error, and that."""
     name = worst(prediction.layer_errors)
-    if name is None:
+    if name is None or not is_seen(prediction.layer_errors[name]):
         return ""
     return f"{percent(prediction.layer_errors[name])} {short.get(name, name)}"
