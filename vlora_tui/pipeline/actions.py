@@ -49,7 +49,18 @@ class Action:
 
 
 @dataclass(frozen=True)
-class AddTask(Action, kind="add"):
+class OnSubspace(Action, kind=""):
+    """Base of the actions that work on a subspace."""
+
+    subspace: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(Input(subspace=self.subspace))
+
+
+@dataclass(frozen=True)
+class AddTask(OnSubspace, kind="add"):
     """An adapter becomes a task of a subspace, which is changed in its place.
 
     Args:
@@ -57,7 +68,6 @@ class AddTask(Action, kind="add"):
         how: One of `vlora_tui.pipeline.tasks.WAYS`.
     """
 
-    subspace: str
     adapter: str
     name: str
     how: str = "absorb"
@@ -68,19 +78,14 @@ class AddTask(Action, kind="add"):
         return f"add {self.name} to {_called(self.subspace)}"
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(Input(subspace=self.subspace))
-
-    @property
     def outputs(self) -> tuple[str, ...]:
         return (self.subspace,)
 
 
 @dataclass(frozen=True)
-class RemoveTasks(Action, kind="remove"):
+class RemoveTasks(OnSubspace, kind="remove"):
     """Tasks of a subspace go; it is changed in its place."""
 
-    subspace: str
     tasks: tuple[str, ...]
 
     @property
@@ -88,22 +93,17 @@ class RemoveTasks(Action, kind="remove"):
         return f"remove {plural(len(self.tasks), 'task')} from {_called(self.subspace)}"
 
     @property
-    def recipe(self) -> Recipe:
-        return Recipe(Input(subspace=self.subspace))
-
-    @property
     def outputs(self) -> tuple[str, ...]:
         return (self.subspace,)
 
 
 @dataclass(frozen=True)
-class Evaluate(Action, kind="eval"):
+class Evaluate(OnSubspace, kind="eval"):
     """A base model says what it notices of a subspace's compression; nothing is written.
 
     The fields are those of `vlora_tui.pipeline.evaluating.Request`.
     """
 
-    subspace: str
     base: str | None = None
     prompts: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
@@ -116,10 +116,6 @@ class Evaluate(Action, kind="eval"):
     @property
     def title(self) -> str:
         return f"evaluate {_called(self.subspace)}"
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(Input(subspace=self.subspace))
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ def _check_all(
             f"{len(faults)} of {len(paths)} adapters are not for {target.label}; "
             "nothing was written.",
             errors=faults,
-            remedy="mend them, or name the others",
+            remedy="fix them, or name the others",
         )
 
 

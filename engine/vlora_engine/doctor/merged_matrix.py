@@ -156,7 +156,7 @@ def judge(
         return judged(
             "lost",
             f"dW is below the rounding of {dtype}: {max(0.0, survives):.0%} of it survives there, "
-            "so a merge can hardly be told from none.",
+            "so a merge has almost no effect.",
         )
     if within and abs(factor - survives) <= slack:
         return judged("right", "")

@@ -158,7 +158,7 @@ _WORDS: Mapping[str, str] = {
     "scaled": "with another scale",
     "shared": "in a matrix that two modules share",
     "lost": "lost in rounding",
-    "unknown": "cannot be told",
+    "unknown": "unknown",
 }
 
 

@@ -30,7 +30,7 @@ PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATION
 BLOCKS = (32, 64, 128, 256)
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {
-    "absorb": ("compute the basis anew", "Reads the other adapters again: the least error."),
+    "absorb": ("recompute the basis", "Reads the other adapters again: the least error."),
     "incremental": ("turn the basis", "The others are not read; what they lose is bounded."),
     "project": ("keep the basis", "Writes one small file; what is outside the basis is lost."),
 }
