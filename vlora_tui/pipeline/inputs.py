@@ -85,12 +85,12 @@ class Collection:
         key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return paths.spectra_root() / key
 
-    def cached_spectra(self) -> Spectra | None:
+    def cached_spectra(self, methods: Sequence[str] = MEASURED) -> Spectra | None:
         """The spectra of these adapters in the cache; None where they are not, or not readable."""
         from vlora_engine.spectra.tables import Spectra
 
         try:
-            return Spectra.load(self.spectra_dir(MEASURED))
+            return Spectra.load(self.spectra_dir(methods))
         except VLoRAError:
             return None  # a cache: what cannot be read is made again
 

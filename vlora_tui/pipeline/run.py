@@ -9,7 +9,7 @@ Headers are read without torch; the engine's numerics are imported when a step n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine import __version__
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import (
     Cancelled,
     ConflictError,
@@ -358,19 +359,20 @@ class Run:
             spectra, reused = Spectra.load(str(compress.spectra)), True
         elif compress.target.goal[0] == "k" or self._codes_at_once(compress):
             return None
-        elif (cached := self._cached_spectra()) is not None:
+        elif (cached := self._cached_for(compress)) is not None:
             spectra, reused = cached, True
         elif not paths.make_room(paths.spectra_root()):
             where = str(paths.spectra_root())
             self.emit(events.Remark("The cache cannot be written.", where, "no-cache"))
             return None  # the build computes its own
         else:
-            target = self.collection.spectra_dir(MEASURED)
+            methods = MEASURED if compress.target.is_coded else (compress.target.method,)
+            target = self.collection.spectra_dir(methods)
             with self._only_one(target):
-                cached = self._cached_spectra()
+                cached = self._cached_spectra(methods)
                 reused = cached is not None
                 spectra = cached or self._compute_spectra(
-                    target, check, compress.device, force=True
+                    target, methods, check, compress.device, force=True
                 )
         self._tell_spectra(spectra, reused=reused)
         return spectra
@@ -384,7 +386,13 @@ class Run:
         return compress.target.is_coded and compress.spectra is None
 
     def _compute_spectra(
-        self, target: Path, check: CheckReport, device: str, *, force: bool
+        self,
+        target: Path,
+        methods: Sequence[str],
+        check: CheckReport,
+        device: str,
+        *,
+        force: bool,
     ) -> Spectra:
         from vlora_engine.compress.measure import compute_spectra
 
@@ -393,7 +401,8 @@ class Run:
         spectra = compute_spectra(
             self.collection.adapters,
             target,
-            codec=True,
+            methods=[method for method in methods if method in BASIS_METHODS],
+            codec="codec" in methods,
             device=device,
             check=check,
             skip_bad=self.recipe.input.skip_bad,
@@ -437,9 +446,18 @@ class Run:
             )
         )
 
-    def _cached_spectra(self) -> Spectra | None:
-        spectra = self.collection.cached_spectra()
-        return spectra if spectra is not None and spectra.is_whole else None
+    def _cached_for(self, compress: Compress) -> Spectra | None:
+        """Spectra in the cache that the choice can be made on: of all methods, or of its own."""
+        whole = self._cached_spectra()
+        if whole is not None or compress.target.is_coded:
+            return whole
+        return self._cached_spectra((compress.target.method,))
+
+    def _cached_spectra(self, methods: Sequence[str] = MEASURED) -> Spectra | None:
+        spectra = self.collection.cached_spectra(methods)
+        if spectra is None or not spectra.has_all_tables:
+            return None
+        return spectra if spectra.has_outlook or "codec" not in methods else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""
@@ -482,13 +500,13 @@ class SpectraRun(Run):
         if self.target is not None:
             require_apart_from([target], self.collection.places.values())
             check_output(target, force=self.force)
-            self._compute_spectra(target, self._check(), self.device, force=self.force)
+            self._compute_spectra(target, MEASURED, self._check(), self.device, force=self.force)
         else:
             paths.make_room(paths.spectra_root())
             with self._only_one(target):
                 reused = not self.force and self._cached_spectra() is not None
                 if not reused:
-                    self._compute_spectra(target, self._check(), self.device, force=True)
+                    self._compute_spectra(target, MEASURED, self._check(), self.device, force=True)
         self.outputs.append(str(target))
         self._tell_spectra(Spectra.load(target), reused=reused)
 

@@ -21,7 +21,7 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
@@ -260,7 +260,7 @@ def _build_in(
     made: MadeCheck | None,
 ) -> BuildReport:
     def compute() -> Spectra:
-        return _spectra_in(partial, collection, run)
+        return _spectra_in(partial, collection, wanted.method, run)
 
     with keep_finished_layers(partial, out):
         targets: CompressionTarget | None = wanted
@@ -308,17 +308,20 @@ def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
     return fingerprint_of(device, tasks=collection.digests, layers=layers)
 
 
-def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spectra:
-    """The spectra of an interrupted build if they are complete, else new ones."""
+def _spectra_in(partial: Path, collection: Collection, method: str, run: RunContext) -> Spectra:
+    """The spectra of an interrupted build if they are complete, else new ones of the method."""
     directory = partial / SPECTRA
     if directory.exists():
         spectra = Spectra.load(directory)
         try:
             _same_collection(collection, spectra)
-            return spectra
         except SubspaceError:
             discard(directory)
-    return _computed(collection, BASIS_METHODS, run, directory)
+        else:
+            if method in spectra.methods:
+                return spectra
+            discard(directory)
+    return _computed(collection, (method,), run, directory)
 
 
 def _computed(

@@ -251,7 +251,8 @@ def _fill(
     """
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
-    points = tables.grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
+    # As for all methods: a table is the same whether or not the others are measured with it.
+    points = tables.grid_points(len(names), len(spectra.layer_names), len(BASIS_METHODS))
     device, finished = pick_device(run.device), dict(kept or {})
     related = spectra.relations is not None  # by an earlier pass
     own = _own_tables(spectra, out) if passed is not None and out is not None else {}

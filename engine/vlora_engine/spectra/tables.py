@@ -294,11 +294,16 @@ class Spectra:
         return len(self.layers) == len(self.layer_names)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether everything that this version computes is there; else it is computed again."""
+    def has_all_tables(self) -> bool:
+        """Whether all that this version computes of its methods is there."""
         related = self.relations is None or bool(self.relations.families)
         whole = all(self._has_all_methods(table) for table in self.layers.values())
-        return self.complete and whole and self.has_outlook and related
+        return self.complete and whole and related
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether that and the tables of the codec are there; else all is computed again."""
+        return self.has_all_tables and self.has_outlook
 
     def outlook_so_far(self) -> Outlook | None:
         """The codec's tables; while they are measured, those of the layers that are there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -105,9 +106,19 @@ def test_without_k_or_target_no_task_loses_more_than_five_percent(
         measured = difference(task(runs, number), f"{tmp_path / 's'}:{name}")
         assert measured == pytest.approx(figures["task_errors"][name], rel=1e-4)
     assert figures["other_methods"] == []  # nothing was measured that was not needed
-    # what the others would have cost at these bytes, where spectra can tell
-    words = ["compress", runs, "-o", tmp_path / "d", "--method", "delta", "--json"]
-    figures = cli(*words).data
+
+
+def test_other_methods_are_compared_where_spectra_know_them(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
+    def compressed(name: str) -> dict[str, Any]:
+        return cli("compress", runs, "-o", tmp_path / name, "--method", "delta", "--json").data
+
+    assert compressed("alone")["other_methods"] == []
+    cli("spectra", runs, "-q")
+    figures = compressed("compared")
+    for file in (tmp_path / "alone").glob("*.safetensors"):  # on the spectra of one method or all
+        assert file.read_bytes() == (tmp_path / "compared" / file.name).read_bytes()
     others = {row["method"]: row for row in figures["other_methods"]}
     assert set(others) == {"own", "auto", "columns", "flat"}
     assert others["columns"]["nbytes"] <= figures["nbytes"]
@@ -118,6 +129,9 @@ def test_compress_says_in_one_line_what_it_used(cli: Cli, runs: Path, tmp_path: 
     assert said[0].startswith("auto, ")
     said = cli("compress", runs, "-o", tmp_path / "s", "--method", "delta").out.splitlines()
     assert said[0].startswith("delta, k = ")
+    assert not any(line.startswith("same bytes") for line in said)
+    cli("spectra", runs, "-q")
+    said = cli("compress", runs, "-o", tmp_path / "t", "--method", "delta").out.splitlines()
     assert any(line.startswith("same bytes") and "columns" in line for line in said)
 
 
