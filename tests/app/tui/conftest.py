@@ -1,4 +1,4 @@
-"""Every test of the interface fails when its net caught a fault, unless it wanted one."""
+"""What every test of the interface has: a key waits for what it does alone; no fault is overlooked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ import traceback
 from collections.abc import Iterator
 
 import pytest
+import textual.app
+import textual.pilot
+import textual.screen
 
+from tests.app.tui import idle
 from vlora_tui.tui.app import fault_net
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (textual.app, textual.pilot):
+        monkeypatch.setattr(module, "wait_for_idle", idle.wait_for_idle)
+    monkeypatch.setattr(textual.screen, "UPDATE_PERIOD", idle.FRAME)
 
 
 @pytest.fixture(autouse=True)
