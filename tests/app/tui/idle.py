@@ -22,9 +22,7 @@ WINDOW, IDLE = 0.02, 0.001  # a thread that used so little CPU in so long waits 
 FRAME = 0.001  # between two looks whether something is to be painted; 1/60 outside of tests
 
 
-async def wait_for_idle(
-    min_sleep: float = 0.0, max_sleep: float = 1.0, soon: float = SOON
-) -> None:
+async def wait_for_idle(min_sleep: float = 0.0, max_sleep: float = 1.0, soon: float = SOON) -> None:
     """Return once nothing is left to do, at the latest after ``max_sleep`` seconds."""
     loop: Any = asyncio.get_running_loop()
     end = monotonic() + max_sleep

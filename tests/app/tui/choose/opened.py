@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import Steps, run, until
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
@@ -49,12 +49,7 @@ class Opened:
 
     async def asked(self, pilot: Any) -> None:
         """A dialog is there."""
-        for _ in range(400):
-            await pilot.pause()
-            if isinstance(self.app.screen, Ask):
-                return
-            await asyncio.sleep(0.005)
-        raise AssertionError("nothing is asked")
+        await until(pilot, lambda: isinstance(self.app.screen, Ask), "something is asked")
 
     async def settled(self, pilot: Any) -> None:
         """Nothing is worked out any more."""

@@ -12,6 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.app.tui.drive import until
 from tests.app.tui.export.test_export import ExportApp, form_lines, opened, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
@@ -272,10 +273,7 @@ def test_arrows_change_a_weight_and_the_bars_follow(
     monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0.02)
 
     async def measured(pilot: Pilot[Any], calls: int) -> None:
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if len(asked.calls) >= calls:
-                break
+        await until(pilot, lambda: len(asked.calls) >= calls, f"{calls} measurements")
         await settle(pilot)
 
     async def steps(pilot: Pilot[Any]) -> None:
@@ -289,10 +287,7 @@ def test_arrows_change_a_weight_and_the_bars_follow(
         asked.may.clear()  # the next takes its time: what is known stays, marked
         calls = len(asked.calls)
         await pilot.press("left")
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if len(asked.calls) > calls:
-                break
+        await until(pilot, lambda: len(asked.calls) > calls, "a measurement")
         assert "--weights=0.3,0.15,0.25,0.25" in asked.calls[-1]
         assert set(bars(pilot).values()) == {("█▋      ", "~20 %")}
         asked.may.set()
@@ -352,10 +347,7 @@ def test_a_measurement_is_stopped_by_a_key_or_another_setting(
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "p")
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if asked.calls:
-                break
+        await until(pilot, lambda: asked.calls, "a measurement")
         assert "x to stop" in said(pilot)
         await pilot.press(key)
         await settle(pilot)
@@ -399,10 +391,7 @@ def test_the_measurement_is_that_of_the_engine(opened: Session) -> None:
         pane.measure(view(pilot)._marked)
         arguments = pane._wanted
         assert arguments is not None
-        for _ in range(600):
-            await pilot.pause(0.1)
-            if pane.knows(arguments):
-                break
+        await until(pilot, lambda: pane.knows(arguments), "what the merge keeps")
         answer = ask_command(arguments)
         assert answer is not None
         found = pane._found

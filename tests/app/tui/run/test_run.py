@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, until
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
@@ -30,8 +29,6 @@ from vlora_tui.tui.widgets.dialogs import Ask, Prompt
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.utils.formatting import percent, size, times
 
-WAIT = 400  # looks, a tenth of a second apart
-
 
 def session_of(paths: list[Path]) -> Session:
     """A session in which these adapters were found and marked."""
@@ -40,15 +37,6 @@ def session_of(paths: list[Path]) -> Session:
     for path in session.infos:
         session.mark(path)
     return session
-
-
-async def until(pilot: Pilot, holds: Callable[[], bool], what: str) -> None:
-    """Look again and again, for a bounded time, until ``holds``."""
-    for _ in range(WAIT):
-        if holds():
-            return
-        await pilot.pause(0.1)
-    pytest.fail(f"never came: {what}")
 
 
 def text_of(app: VLoRAApp, selector: str) -> str:
