@@ -13,7 +13,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.app.tui.drive import until
-from tests.app.tui.export.test_export import ExportApp, form_lines, opened, settle, use, view, words
+from tests.app.tui.export.screen import ExportApp, form_lines, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
 from vlora_tui.jobs.watch import State
@@ -29,8 +29,6 @@ from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.export.settings import MERGES
 from vlora_tui.tui.widgets.table import Table
-
-__all__ = ["opened"]  # the fixture
 
 
 def items(pilot: Pilot[Any]) -> list[list[str]]:
