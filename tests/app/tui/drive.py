@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -25,6 +25,15 @@ def run(app: App[Any], steps: Steps, size: tuple[int, int] = (120, 36)) -> None:
             await steps(pilot)
 
     asyncio.run(go())
+
+
+async def resized(
+    pilot: Pilot[Any], sizes: Iterable[tuple[int, int]]
+) -> AsyncIterator[tuple[int, int]]:
+    """Give the terminal one size after the other, in one application; the size it has."""
+    for size in sizes:
+        await pilot.resize_terminal(*size)
+        yield size
 
 
 async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from textual.pilot import Pilot
 
+from tests.app.tui.drive import resized
 from tests.app.tui.export.screen import (
     buttons,
     form_lines,
@@ -32,18 +33,19 @@ from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Table
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_everything_can_be_reached(opened: Session, size: tuple[int, int]) -> None:
+def test_everything_can_be_reached(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        assert len(rows(pilot)) == 4
-        assert rows(pilot)[0][-1] == "new"
-        seen = []
-        for _ in range(4):
-            seen.append(view(pilot).pane)
-            await pilot.press("tab")
-        assert seen == ["export-items", "export-how", "export-preview", "export-details"]
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            assert len(rows(pilot)) == 4, size
+            assert rows(pilot)[0][-1] == "new", size
+            seen = []
+            for _ in range(4):
+                seen.append(view(pilot).pane)
+                await pilot.press("tab")
+            panes = ["export-items", "export-how", "export-preview", "export-details"]
+            assert seen == panes, size
 
-    use(opened, steps, size)
+    use(opened, steps)
 
 
 def test_marks_move_the_preview(opened: Session) -> None:

@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.drive import until
+from tests.app.tui.drive import resized, until
 from tests.app.tui.export.screen import ExportApp, form_lines, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
@@ -452,13 +452,13 @@ def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.Mo
     use(opened, steps)
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_the_footer_has_seven_keys_at_most(opened: Session, size: tuple[int, int]) -> None:
+def test_the_footer_has_seven_keys_at_most(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        for doing in ("merge", "resize", "convert", "export"):
-            await pilot.press("m")
-            await settle(pilot)
-            assert view(pilot).editor.settings.doing == doing
-            assert 3 <= len(pilot.app.query_one(Keys).shown) <= 7
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            for doing in ("merge", "resize", "convert", "export"):
+                await pilot.press("m")
+                await settle(pilot)
+                assert view(pilot).editor.settings.doing == doing
+                assert 3 <= len(pilot.app.query_one(Keys).shown) <= 7, (size, doing)
 
-    use(opened, steps, size)
+    use(opened, steps)
