@@ -155,3 +155,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.user_properties.append(("nodeid", item.nodeid))
         if item.get_closest_marker("real"):
             item.user_properties.append(("real", "yes"))
+    # The longest begin first, so that no worker is at work long after the others.
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/faults/"))

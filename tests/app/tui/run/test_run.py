@@ -192,7 +192,7 @@ def test_it_fits(tmp_path: Path) -> None:
             assert app.query_one("#jobs", Table).row is None
             review = app.query_one("#review-text")
             text = app.query_one("#review", Static)
-            assert review.virtual_size.height >= text.size.height, size
+            assert review.virtual_size.height >= text.size.height, shape
         await pilot.press("q")
         await pilot.pause()
         assert app.return_code == 0
