@@ -43,4 +43,5 @@ async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str) -> No
     while not holds():
         if time.monotonic() > end:
             pytest.fail(f"in {PATIENCE:.0f} s it never came to this: {what}")
-        await pilot.pause(LOOK_SECONDS)
+        await asyncio.sleep(LOOK_SECONDS)  # the application goes on meanwhile
+    await pilot.pause(0)
