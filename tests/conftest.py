@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 TRAINED_TASKS = ("reverse", "caesar", "add", "upper")  # all of them are for `make bench`
 
+LONGEST = ("tests/faults/", "tests/app/tui/test_tmux.py")
+
 FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -155,3 +157,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.user_properties.append(("nodeid", item.nodeid))
         if item.get_closest_marker("real"):
             item.user_properties.append(("real", "yes"))
+    # The longest begin first, so that no worker is at work long after the others.
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))

@@ -1,13 +1,39 @@
-"""Every test of the interface fails when its net caught a fault, unless it wanted one."""
+"""What every test of the interface has: nothing waits for the clock, no fault is overlooked."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import textual.app
+import textual.pilot
+import textual.screen
+from textual.css.model import RuleSet
+from textual.css.stylesheet import Stylesheet
 
+from tests.app.tui import idle
 from vlora_tui.tui.app import fault_net
+
+_parse = Stylesheet._parse_rules
+_parsed: dict[Any, list[RuleSet]] = {}
+
+
+def _parse_once(self: Stylesheet, *source: Any, **more: Any) -> list[RuleSet]:
+    """The rules of a source, which are read only, from the application that parsed it first."""
+    key = (source, tuple(more.items()), tuple(self._variables.items()))
+    if key not in _parsed:
+        _parsed[key] = _parse(self, *source, **more)
+    return _parsed[key]
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stylesheet, "_parse_rules", _parse_once)
+    for module in (textual.app, textual.pilot):
+        monkeypatch.setattr(module, "wait_for_idle", idle.wait_for_idle)
+    monkeypatch.setattr(textual.screen, "UPDATE_PERIOD", idle.FRAME)
 
 
 @pytest.fixture(autouse=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
+import pytest
 from textual.app import App
 from textual.pilot import Pilot
 
 Steps = Callable[[Pilot[Any]], Awaitable[None]]
+PATIENCE = 60.0  # only a broken test waits so long
+LOOK_SECONDS = 0.02
 
 
 def run(app: App[Any], steps: Steps, size: tuple[int, int] = (120, 36)) -> None:
@@ -21,3 +25,23 @@ def run(app: App[Any], steps: Steps, size: tuple[int, int] = (120, 36)) -> None:
             await steps(pilot)
 
     asyncio.run(go())
+
+
+async def resized(
+    pilot: Pilot[Any], sizes: Iterable[tuple[int, int]]
+) -> AsyncIterator[tuple[int, int]]:
+    """Give the terminal one size after the other, in one application; the size it has."""
+    for size in sizes:
+        await pilot.resize_terminal(*size)
+        yield size
+
+
+async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str) -> None:
+    """Look again and again until ``holds()``: for what a thread or another process does."""
+    __tracebackhide__ = True
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        if time.monotonic() > end:
+            pytest.fail(f"in {PATIENCE:.0f} s it never came to this: {what}")
+        await asyncio.sleep(LOOK_SECONDS)  # the application goes on meanwhile
+    await pilot.pause(0)

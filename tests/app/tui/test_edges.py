@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from tests.app.tui.adapters.test_adapters import app, names, problem, settle, view
 from tests.app.tui.app.test_start import COMMAND, Terminal
-from tests.app.tui.drive import run
+from tests.app.tui.drive import resized, run
 from vlora_tui.tui.app.app import STEPS
 
 Close = Callable[[Path], None]
@@ -99,21 +99,22 @@ def test_starting_a_job_without_a_state_directory_says_why(
     run(application, steps)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 40), (200, 1), (0, 0), (80, 0), (0, 24)])
 @pytest.mark.parametrize("step", [step.id for step in STEPS])
-def test_a_terminal_without_room_is_survived(runs: Path, step: str, size: tuple[int, int]) -> None:
+def test_a_terminal_without_room_is_survived(runs: Path, step: str) -> None:
+    without_room = [(1, 1), (2, 1), (1, 40), (200, 1), (0, 0), (80, 0), (0, 24)]
+
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press("plus")
         await pilot.app.show_step(step)
-        await pilot.resize_terminal(*size)
-        await settle(pilot)
-        await pilot.press("down", "question_mark", "escape")
-        await pilot.resize_terminal(120, 36)
-        await settle(pilot)
-        assert pilot.app.is_running
-        assert pilot.app.view.id == step
-        assert pilot.app.view.size.width > 100
+        async for size in resized(pilot, without_room):
+            await settle(pilot)
+            await pilot.press("down", "question_mark", "escape")
+            await pilot.resize_terminal(120, 36)
+            await settle(pilot)
+            assert pilot.app.is_running, size
+            assert pilot.app.view.id == step, size
+            assert pilot.app.view.size.width > 100, size
 
     run(app(runs), steps)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from textual.pilot import Pilot
 
 from tests.app.tui.drive import run
@@ -41,63 +40,68 @@ def text_of(app: VLoRAApp, step: str) -> list[str]:
     return lines[: lines.index("") - (step == "run")]
 
 
-def fresh(collection: Collection, step: str, size: tuple[int, int]) -> list[str]:  # noqa: F811
-    app = opened(collection, "textual-dark")
-    found: list[str] = []
-
-    async def steps(pilot: Pilot[Any]) -> None:
-        await still(pilot)
-        found.extend(await seen(app, pilot, step))
-
-    run(app, steps, size)
-    return found
+_fresh: dict[tuple[int, int], dict[str, list[str]]] = {}
 
 
-@pytest.mark.parametrize("step", STEP_IDS)
-def test_a_step_follows_every_resize(collection: Collection, step: str) -> None:  # noqa: F811
-    wanted = {size: fresh(collection, step, size) for size in SIZES}
-    app = opened(collection, "textual-dark")
+def fresh(collection: Collection, size: tuple[int, int]) -> dict[str, list[str]]:  # noqa: F811
+    """The text of every step in an application that had this size from the start."""
+    if size not in _fresh:
+        app = opened(collection, "textual-dark")
+        found: dict[str, list[str]] = {}
 
-    async def steps(pilot: Pilot[Any]) -> None:
-        await still(pilot)
-        await seen(app, pilot, step)
-        for size in [*SIZES[-2::-1], *SIZES[1:], SIZES[0]]:
-            await pilot.resize_terminal(*size)
+        async def steps(pilot: Pilot[Any]) -> None:
             await still(pilot)
-            assert text_of(app, step) == wanted[size], size
+            for step in STEP_IDS:
+                found[step] = await seen(app, pilot, step)
+
+        run(app, steps, size)
+        _fresh[size] = found
+    return _fresh[size]
+
+
+def test_every_step_follows_every_resize(collection: Collection) -> None:  # noqa: F811
+    wanted = {size: fresh(collection, size) for size in SIZES}
+    app = opened(collection, "textual-dark")
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        for step in STEP_IDS:
+            await seen(app, pilot, step)
+            for size in [*SIZES[-2::-1], *SIZES[1:], SIZES[0], SIZES[-1]]:
+                await pilot.resize_terminal(*size)
+                await still(pilot)
+                assert text_of(app, step) == wanted[size][step], (step, size)
 
     run(app, steps, SIZES[-1])
 
 
-@pytest.mark.parametrize("step", STEP_IDS[1:])
-def test_a_step_out_of_view_follows_too(collection: Collection, step: str) -> None:  # noqa: F811
+def test_a_step_out_of_view_follows_too(collection: Collection) -> None:  # noqa: F811
     large, small = SIZES[0], SIZES[-1]
-    wanted = fresh(collection, step, large)
+    wanted = fresh(collection, large)
     app = opened(collection, "textual-dark")
 
     async def steps(pilot: Pilot[Any]) -> None:
         await still(pilot)
-        await seen(app, pilot, step)
-        await app.show_step("adapters")
-        await pilot.resize_terminal(*large)
-        await still(pilot)
-        assert await seen(app, pilot, step) == wanted
+        for step in STEP_IDS[1:]:
+            await seen(app, pilot, step)
+            await app.show_step("adapters")
+            await pilot.resize_terminal(*large)
+            await still(pilot)
+            assert await seen(app, pilot, step) == wanted[step], step
+            await pilot.resize_terminal(*small)
 
     run(app, steps, small)
 
 
-@pytest.mark.parametrize("step", ["choose", "run", "inspect", "export"])
 def test_no_step_is_drawn_in_the_arrangement_of_another_size(
     collection: Collection,  # noqa: F811
-    step: str,
 ) -> None:
     app = opened(collection, "textual-dark")
+    drawn: list[tuple[tuple[int, int], set[str]]] = []
+    arranged = {"one", "short", "-narrow", "-tiny"}
 
     async def steps(pilot: Pilot[Any]) -> None:
         await still(pilot)
-        await seen(app, pilot, step)
-        small = set(app.view.classes)
-        drawn: list[tuple[tuple[int, int], set[str]]] = []
         lay_out = app.screen._refresh_layout
 
         def noted(size: Any = None, scroll: bool = False) -> None:
@@ -105,13 +109,18 @@ def test_no_step_is_drawn_in_the_arrangement_of_another_size(
             lay_out(size, scroll)
 
         app.screen._refresh_layout = noted  # type: ignore[method-assign]
-        await pilot.resize_terminal(120, 36)
-        await still(pilot)
-        large = set(app.view.classes)
-        assert large != small
-        arranged = {"one", "short", "-narrow", "-tiny"}
-        assert {frozenset(c & arranged) for size, c in drawn if size == (120, 36)} == {
-            frozenset(large & arranged)
-        }
+        for step in STEP_IDS[1:]:
+            await seen(app, pilot, step)
+            small = set(app.view.classes)
+            drawn.clear()
+            await pilot.resize_terminal(120, 36)
+            await still(pilot)
+            large = set(app.view.classes)
+            assert large != small, step
+            assert {frozenset(c & arranged) for size, c in drawn if size == (120, 36)} == {
+                frozenset(large & arranged)
+            }, step
+            await pilot.resize_terminal(40, 12)
+            await still(pilot)
 
     run(app, steps, (40, 12))

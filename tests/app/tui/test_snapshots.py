@@ -22,6 +22,7 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerCancelled
 
 from tests.app.tui.drive import run
+from tests.app.tui.idle import wait_for_idle
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
@@ -46,6 +47,7 @@ LOOKS = [
     ("textual-light", (120, 36)),
 ]
 UPDATE = "VLORA_TEST_UPDATE_SNAPSHOTS"
+LATER = 0.2  # a timer that is due so soon may still change the screen
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
@@ -120,24 +122,22 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
 async def worked_out(app: VLoRAApp, pilot: Pilot[Any]) -> None:
     """Choose k has nothing left to work out."""
     for _ in range(1200):
-        await pilot.pause(0.05)
+        await wait_for_idle()
         if not app.view.figures.at_work:
             return await still(pilot)
     pytest.fail("figures are still worked out")
 
 
 async def still(pilot: Pilot[Any]) -> None:
-    """Until nothing works and the screen has stayed the same for a while."""
+    """Until nothing works, no timer is due for a while, and the screen has stayed the same."""
     before: list[str] = []
-    alike = 0
     for _ in range(200):
         with suppress(WorkerCancelled):  # another one has taken its place
             await pilot.app.workers.wait_for_complete()
-        await pilot.pause(0.05)
+        await wait_for_idle(soon=LATER)
+        pilot.app.screen._on_timer_update()
         now = picture(pilot.app)
-        same = now == before and not pilot.app.animator._animations
-        alike = alike + 1 if same else 0
-        if alike == 3:
+        if now == before and not pilot.app.animator._animations:
             return
         before = now
     pytest.fail("the screen never stays the same")

@@ -10,7 +10,7 @@ from textual.pilot import Pilot
 
 import vlora_tui.jobs
 from tests.app.tui.adapters.test_adapters import app, settle
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, until
 from tests.witnesses import make
 from vlora_engine.errors import InputError
 from vlora_engine.formats import contents
@@ -39,22 +39,15 @@ def test_a_pickle_is_opened_in_jobs_alone(
     monkeypatch.setattr(vlora_tui.jobs, "start", start)
     application = app(folder)
 
-    async def until(count: int, pilot: Pilot[Any]) -> None:
-        for _ in range(400):
-            await pilot.pause(0.01)
-            if len(started) >= count:
-                return
-        pytest.fail(f"only {started} was started")
-
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press("plus")
         assert len(application.session.marked) == 2
         await pilot.press("2")
-        await until(1, pilot)
+        await until(pilot, lambda: len(started) >= 1, "the spectra were started")
         application.session.output = str(tmp_path / "out")
         application.start_job(application.session.recipe())
-        await until(2, pilot)
+        await until(pilot, lambda: len(started) >= 2, "the build was started")
 
     run(application, steps)
     assert started == ["spectra", "build"]

@@ -1,307 +1,51 @@
-"""Step 5: marks, settings, the preview, what is refused, the job and its result, merging."""
+"""Step 5: marks, settings, the preview, what is refused, the job and its result."""
 
 from __future__ import annotations
 
-import inspect
 import json
-import shlex
 import shutil
-import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from textual.pilot import Pilot
-from textual.widgets import Static
-from textual.worker import WorkerCancelled
 
-from tests.app.conftest import Cli
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import resized
+from tests.app.tui.export.screen import (
+    buttons,
+    form_lines,
+    rows,
+    settle,
+    use,
+    view,
+    words,
+)
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.catalog.scanner import scan
-from vlora_engine.errors import ParameterError
-from vlora_engine.merging import MERGE_METHODS
-from vlora_engine.utils.files import directory_bytes
 from vlora_tui.cli import main
-from vlora_tui.jobs.store import Job, JobInfo
-from vlora_tui.jobs.watch import JobView, State, TimedEvent
+from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.model import Export, Recipe
-from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.core.messages import JobsChanged
+from vlora_tui.recipe.model import Export
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.export import plan as export_plan
-from vlora_tui.tui.export import recipes as export_recipes
-from vlora_tui.tui.export.preview import PreviewPane
-from vlora_tui.tui.export.settings import MERGES, Settings, tasks_of
-from vlora_tui.tui.export.view import ExportView
-from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.dialogs import Prompt
-from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
 
 
-def _styles(app: type[VLoRAApp]) -> list[Any]:
-    """Its style sheets, whose paths are relative to where it is defined."""
-    return app.CSS_PATH if isinstance(app.CSS_PATH, list) else [app.CSS_PATH]
-
-
-class ExportApp(VLoRAApp):
-    """The application with jobs that only a test moves on."""
-
-    CSS_PATH: ClassVar[Any] = [
-        Path(inspect.getfile(VLoRAApp)).parent / path for path in _styles(VLoRAApp)
-    ]
-
-    def __init__(self, session: Session, **flags: Any) -> None:
-        super().__init__(session=session, **flags)
-        self.views: list[JobView] = []
-        self.started: list[tuple[Recipe, bool]] = []
-
-    def job_views(self) -> list[JobView]:
-        return self.views
-
-    def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
-        self.started.append((recipe, force))
-        outputs = [step.path for step in recipe.written]
-        info = JobInfo(f"job-{len(self.views)}", "build", "t", time.time(), outputs=tuple(outputs))
-        self.views.insert(0, JobView(Job(Path("/nowhere"), info), state=State.RUNNING))
-        self.post_message(JobsChanged())
-
-    def hear(self, *told: events.Event, state: State = State.RUNNING) -> None:
-        """What the job says."""
-        for event in told:
-            self.views[0].take(TimedEvent(0, 0.0, event))
-        self.views[0].state = state
-        self.show_change(JobsChanged())
-
-
-@pytest.fixture
-def opened(subspace: Path) -> Session:
-    session = Session()
-    session.manifest = read_manifest(subspace)
-    return session
-
-
-@pytest.fixture
-def marked(runs: Path) -> Session:
-    session = Session()
-    session.add_found(scan([runs]).adapters)
-    for path in session.infos:
-        session.mark(path, True)
-    return session
-
-
-def use(
-    session: Session, steps: Steps, size: tuple[int, int] = (120, 36), **flags: Any
-) -> ExportApp:
-    app = ExportApp(session, **flags)
-
-    async def first(pilot: Pilot[Any]) -> None:
-        await pilot.app.show_step("export")
-        await settle(pilot)
-        await steps(pilot)
-
-    run(app, first, size)
-    return app
-
-
-async def settle(pilot: Pilot[Any]) -> None:
-    for _ in range(3):
-        with suppress(WorkerCancelled):
-            await pilot.app.workers.wait_for_complete()
-        await pilot.pause()
-
-
-def view(pilot: Pilot[Any]) -> ExportView:
-    return pilot.app.query_one(ExportView)
-
-
-def words(pilot: Pilot[Any], which: str) -> str:
-    return str(pilot.app.query_one(which, Static).render())
-
-
-def rows(pilot: Pilot[Any]) -> list[list[str]]:
-    table: Table[Any] = pilot.app.query_one("#row-table", Table)
-    return [
-        [text for text, _ in pilot.app.query_one(PreviewPane)._cells(row)] for row in table.rows
-    ]
-
-
-def buttons(pilot: Pilot[Any]) -> str:
-    return pilot.app.query_one("#export-buttons", Buttons).text
-
-
-def form_lines(pilot: Pilot[Any]) -> str:
-    form = pilot.app.query_one(Form)
-    return "\n".join(form.render_line(y).text for y in range(form.size.height))
-
-
-# what is planned
-
-
-def test_sizes_are_those_that_are_written(subspace: Path, cli: Cli, tmp_path: Path) -> None:
-    manifest = read_manifest(subspace)
-    for dtype in (None, "fp16"):
-        out = tmp_path / f"out-{dtype}"
-        cli("export", subspace, "--all", "-o", out, *(["--dtype", dtype] if dtype else []))
-        for task in manifest.tasks.values():
-            expected = export_plan.adapter_bytes(manifest, task, dtype)
-            assert expected == pytest.approx(directory_bytes(out / task.file[:-12]), rel=0.1)
-
-
-def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
-    assert [MERGE_METHODS.find(name).name for name in MERGES] == list(MERGE_METHODS)
-    for name, method in MERGES.items():
-        assert method is MERGE_METHODS.find(name)
-        for marked in (2, 3):
-            settings = Settings("merge", method=name)
-            lines = [field.key for field in form_fields(settings, marked)]
-            assert [p.name for p in method.parameters] == lines[2 : 2 + len(method.parameters)]
-
-
-def form_fields(settings: Settings, marked: int) -> list[Any]:
-    from vlora_tui.tui.export.form_rows import form_lines
-
-    return form_lines(settings, [f"t{i}" for i in range(marked)])
-
-
-def test_what_is_typed_is_judged_by_the_method() -> None:
-    density, epsilon, seed = MERGES["della"].parameters
-    assert density.parse("") == 0.5
-    assert density.parse("0.5, 0.3") == (0.5, 0.3)
-    assert seed.parse(" 7 ") == 7
-    for parameter, text in ((density, "0"), (density, "x"), (epsilon, "0.5"), (seed, "1.5")):
-        with pytest.raises(ParameterError, match="out of range"):
-            parameter.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (Settings("merge", merged="/m", method="slerp"), "takes 2 adapters"),
-        (Settings("merge", merged="/m", method="ties", parameters={"density": "1,1"}), "for each"),
-        (
-            Settings("merge", merged="/m", method="della", parameters={"epsilon": "0.49999"}),
-            None,
-        ),
-        (
-            Settings("merge", merged="/m", method="della", parameters={"density": "0.1"}),
-            "do not fit together",
-        ),
-    ],
-)
-def test_a_merge_that_cannot_be_says_so_before_it_starts(
-    subspace: Path, settings: Settings, words: str | None
-) -> None:
-    source = tasks_of(read_manifest(subspace))
-    plan = export_plan.plan(source, [item.name for item in source.items], settings)
-    assert (plan.problem is None) if words is None else (words in str(plan.problem))
-
-
-def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) -> None:
-    source = tasks_of(read_manifest(subspace))
-    out = tmp_path / "out"
-    (out / "task00").mkdir(parents=True)  # empty: does not count
-    (out / "task01").mkdir()
-    (out / "task01" / "adapter_config.json").write_text("{}")
-    (out / "task02").mkdir()
-    (out / "task02" / "thesis.tex").write_text("years of work")
-    names = [item.name for item in source.items]
-    plan = export_plan.plan(source, names, Settings(out=f"{out}/{{task}}"))
-    assert [row.state for row in plan.rows] == ["new", "there", "no", "new"]
-    assert "thesis.tex" in plan.rows[2].why
-    inside = export_plan.plan(source, names, Settings(out=f"{subspace}/tasks/{{task}}"))
-    assert {row.state for row in inside.rows} == {"no"}
-    over = export_plan.plan(source, names[:1], Settings(out=str(subspace)))
-    assert [row.why for row in over.rows] == ["this is an input"]
-    assert export_plan.plan(source, names, Settings(out=str(out))).problem
-    assert export_plan.plan(source, [], Settings(out=str(out))).problem
-
-
-@pytest.mark.parametrize(
-    ("settings", "tasks"),
-    [
-        (Settings(out="x/{task}"), 4),
-        (Settings(out="x/{task}", dtype="fp16", verify=False), 2),
-        (Settings(out="x/only"), 1),
-        (Settings(out="x/{task}-lora"), 2),
-        (Settings(out="x/{task}", target="vllm", drop_rest=True), 4),
-        (Settings(out="x/{task}", target="ollama", base="/models/base", dtype="bf16"), 2),
-        (Settings(out="x/{task}", base="/models/base", drop_rest=True), 2),
-        (Settings("merge", merged="m"), 3),
-        (
-            Settings(
-                "merge",
-                merged="m",
-                method="ties",
-                weights={"task00": 0.7, "task01": -0.3},
-                rank="3",
-            ),
-            2,
-        ),
-        (
-            Settings(
-                "merge", merged="m", method="dare", parameters={"drop_rate": "0.25", "seed": "3"}
-            ),
-            2,
-        ),
-    ],
-)
-def test_the_copied_command_does_the_same(
-    settings: Settings, tasks: int, subspace: Path, cli: Cli, tmp_path: Path
-) -> None:
-    settings = replace(
-        settings, out=f"{tmp_path}/{settings.out}", merged=f"{tmp_path}/{settings.merged}"
-    )
-    source = tasks_of(read_manifest(subspace))
-    names = [item.name for item in source.items]
-    recipe = export_recipes.recipe_of(source, names[:tasks], settings)
-    commands = export_recipes.command_of(recipe, names).split(" && ")
-    said = [cli(*shlex.split(c)[1:], "--print-recipe").out for c in commands]
-    for i, text in enumerate(said):
-        (tmp_path / f"{i}.toml").write_text(text)
-    read = [load_recipe(tmp_path / f"{i}.toml") for i in range(len(said))]
-    if recipe.merges:
-        ours, theirs = recipe.merges[0], read[0].merges[0]
-        assert [str(place).split(":")[-1] for place in theirs.adapters] == list(ours.adapters)
-        same = replace(theirs, adapters=ours.adapters, source=ours.source)
-        assert same == ours
-    else:
-        assert _outputs(read, names) == _outputs([recipe], names)
-
-
-def _outputs(recipes: list[Recipe], names: list[str]) -> dict[str, tuple[Any, ...]]:
-    from vlora_tui.pipeline.output_plan import export_paths
-
-    return {
-        task: (str(path), e.dtype, e.verify, e.target, e.base, e.drop_rest, r.input.subspace)
-        for r in recipes
-        for e in r.exports
-        for task, path in export_paths(e, names).items()
-    }
-
-
-# the screen
-
-
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_everything_can_be_reached(opened: Session, size: tuple[int, int]) -> None:
+def test_everything_can_be_reached(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        assert len(rows(pilot)) == 4
-        assert rows(pilot)[0][-1] == "new"
-        seen = []
-        for _ in range(4):
-            seen.append(view(pilot).pane)
-            await pilot.press("tab")
-        assert seen == ["export-items", "export-how", "export-preview", "export-details"]
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            assert len(rows(pilot)) == 4, size
+            assert rows(pilot)[0][-1] == "new", size
+            seen = []
+            for _ in range(4):
+                seen.append(view(pilot).pane)
+                await pilot.press("tab")
+            panes = ["export-items", "export-how", "export-preview", "export-details"]
+            assert seen == panes, size
 
-    use(opened, steps, size)
+    use(opened, steps)
 
 
 def test_marks_move_the_preview(opened: Session) -> None:
@@ -541,118 +285,6 @@ def test_a_filter_narrows_the_list_not_the_marks(opened: Session) -> None:
         assert len(table.rows) == 4
 
     use(opened, steps)
-
-
-# merging
-
-
-def test_merging_tasks(opened: Session) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("space", "space", "m")
-        await settle(pilot)
-        assert buttons(pilot) == "[ w Merge 2 into one ]"
-        assert len(rows(pilot)) == 1
-        await pilot.press("tab", "down", "right")
-        await settle(pilot)
-        assert "density" in form_lines(pilot)
-        await pilot.press("down", "enter")
-        await pilot.press("backspace", "2", "enter")
-        assert isinstance(pilot.app.screen, Prompt)  # 2 is no share: it stays open
-        await pilot.press("backspace", *"0.25", "enter")
-        await settle(pilot)
-        await pilot.press("w")
-        await settle(pilot)
-        merge = pilot.app.started[0][0].merges[0]
-        assert merge.method == "ties"
-        assert merge.parameters == {"density": 0.25}
-        assert merge.adapters == ("task02", "task03")
-        assert merge.source == "subspace"
-        pilot.app.hear(
-            events.Merged(merge.path, "ties", merge.adapters, 8, 6),
-            events.Finished(1.0),
-            state=State.FINISHED,
-        )
-        assert "rank 8" in words(pilot, "#preview-said")
-
-    use(opened, steps)
-
-
-def test_marked_adapters_are_merged_without_a_subspace(marked: Session, runs: Path) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "w")
-        await settle(pilot)
-        recipe = pilot.app.started[0][0]
-        assert [a.path for a in recipe.input.adapters] == [
-            str(runs / f"task0{i}") for i in range(4)
-        ]
-        assert recipe.merges[0].source == "input"
-        assert recipe.merges[0].adapters == ("task00", "task01", "task02", "task03")
-
-    use(marked, steps)
-
-
-def test_one_alone_is_not_merged(opened: Session) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "plus", "space")
-        await settle(pilot)
-        assert "one alone needs a weight" in words(pilot, "#preview-said")
-        await pilot.press("w")
-        assert not pilot.app.started
-
-    use(opened, steps)
-
-
-# where the tasks come from
-
-
-def test_marked_adapters_are_exported_as_they_are(
-    marked: Session, runs: Path, tmp_path: Path, cli: Cli
-) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        screen = view(pilot)
-        screen.editor.settings = replace(
-            screen.editor.settings, target="vllm", out=f"{tmp_path}/o/{{task}}"
-        )
-        await pilot.press("space")  # without the first
-        await settle(pilot)
-        assert buttons(pilot) == "[ w Write 3 adapters ]"
-        command = screen.command_text() or ""
-        await pilot.press("w")
-        await settle(pilot)
-        recipe = pilot.app.started[0][0]
-        assert [a.name for a in recipe.input.adapters] == ["task01", "task02", "task03"]
-        assert recipe.compress is None
-        assert (recipe.exports[0].target, recipe.exports[0].tasks) == ("vllm", ())
-        assert marked.exports == ()  # it is of this step alone
-        cli(*shlex.split(command)[1:])
-        weights = "adapter_model.safetensors"
-        written = {place.name: (place / weights) for place in (tmp_path / "o").iterdir()}
-        assert sorted(written) == ["task01", "task02", "task03"]
-
-    use(marked, steps)
-
-
-def test_the_subspace_that_a_job_has_built_of_the_marked_is_found(
-    marked: Session, subspace: Path, tmp_path: Path
-) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        folder = tmp_path / "job"
-        folder.mkdir()
-        recipe = replace(marked.recipe(), exports=())
-        (folder / "recipe.toml").write_text(recipe.to_toml())
-        info = JobInfo("built", "build", "t", time.time())
-        job = JobView(Job(folder, info), state=State.FINISHED)
-        job.take(TimedEvent(1, 0.0, events.SubspaceWritten(str(subspace), {})))
-        pilot.app.views.append(job)
-        pilot.app.post_message(JobsChanged())
-        await settle(pilot)
-        assert marked.manifest is not None
-        assert marked.manifest.path == subspace
-        assert "Tasks of subspace" in str(pilot.app.query_one("#export-items").border_title)
-        await pilot.press("t")
-        assert "Marked adapters" in str(pilot.app.query_one("#export-items").border_title)
-
-    use(marked, steps)
 
 
 @pytest.mark.parametrize("size", [(120, 36), (40, 12), (10, 4)])

@@ -12,7 +12,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.export.test_export import ExportApp, form_lines, opened, settle, use, view, words
+from tests.app.tui.drive import resized, until
+from tests.app.tui.export.screen import ExportApp, form_lines, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
 from vlora_tui.jobs.watch import State
@@ -28,8 +29,6 @@ from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.export.settings import MERGES
 from vlora_tui.tui.widgets.table import Table
-
-__all__ = ["opened"]  # the fixture
 
 
 def items(pilot: Pilot[Any]) -> list[list[str]]:
@@ -272,10 +271,7 @@ def test_arrows_change_a_weight_and_the_bars_follow(
     monkeypatch.setattr(export_view, "PAUSE_SECONDS", 0.02)
 
     async def measured(pilot: Pilot[Any], calls: int) -> None:
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if len(asked.calls) >= calls:
-                break
+        await until(pilot, lambda: len(asked.calls) >= calls, f"{calls} measurements")
         await settle(pilot)
 
     async def steps(pilot: Pilot[Any]) -> None:
@@ -289,10 +285,7 @@ def test_arrows_change_a_weight_and_the_bars_follow(
         asked.may.clear()  # the next takes its time: what is known stays, marked
         calls = len(asked.calls)
         await pilot.press("left")
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if len(asked.calls) > calls:
-                break
+        await until(pilot, lambda: len(asked.calls) > calls, "a measurement")
         assert "--weights=0.3,0.15,0.25,0.25" in asked.calls[-1]
         assert set(bars(pilot).values()) == {("█▋      ", "~20 %")}
         asked.may.set()
@@ -352,10 +345,7 @@ def test_a_measurement_is_stopped_by_a_key_or_another_setting(
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "p")
-        for _ in range(100):
-            await pilot.pause(0.02)
-            if asked.calls:
-                break
+        await until(pilot, lambda: asked.calls, "a measurement")
         assert "x to stop" in said(pilot)
         await pilot.press(key)
         await settle(pilot)
@@ -399,10 +389,7 @@ def test_the_measurement_is_that_of_the_engine(opened: Session) -> None:
         pane.measure(view(pilot)._marked)
         arguments = pane._wanted
         assert arguments is not None
-        for _ in range(600):
-            await pilot.pause(0.1)
-            if pane.knows(arguments):
-                break
+        await until(pilot, lambda: pane.knows(arguments), "what the merge keeps")
         answer = ask_command(arguments)
         assert answer is not None
         found = pane._found
@@ -465,13 +452,13 @@ def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.Mo
     use(opened, steps)
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_the_footer_has_seven_keys_at_most(opened: Session, size: tuple[int, int]) -> None:
+def test_the_footer_has_seven_keys_at_most(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        for doing in ("merge", "resize", "convert", "export"):
-            await pilot.press("m")
-            await settle(pilot)
-            assert view(pilot).editor.settings.doing == doing
-            assert 3 <= len(pilot.app.query_one(Keys).shown) <= 7
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            for doing in ("merge", "resize", "convert", "export"):
+                await pilot.press("m")
+                await settle(pilot)
+                assert view(pilot).editor.settings.doing == doing
+                assert 3 <= len(pilot.app.query_one(Keys).shown) <= 7, (size, doing)
 
-    use(opened, steps, size)
+    use(opened, steps)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from textual.pilot import Pilot
 
-from tests.app.tui.export.test_export import opened, rows, settle, use, view, words
+from tests.app.tui.export.screen import rows, settle, use, view, words
 from tests.app.tui.run.test_run import session_of
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
@@ -28,8 +28,6 @@ from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.export.recipes import recipe_of
 from vlora_tui.tui.export.settings import Settings, Source, adapters_of, tasks_of
 from vlora_tui.tui.export.verdicts import Headers
-
-__all__ = ["opened"]  # the fixture
 
 MODULES = {f"transformer.h.{i}.attn.c_attn": (12, 36) for i in range(2)}
 FIRST, SECOND = MODULES

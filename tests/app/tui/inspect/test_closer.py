@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from textual.pilot import Pilot
 
+from tests.app.tui.drive import resized
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
 from tests.app.tui.inspect.test_inspect import (
     look,
@@ -620,22 +621,20 @@ def test_findings_of_two_of_one_name_are_not_one(measured: Session) -> None:
 # keys and sizes
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_every_pane_has_at_most_seven_keys_and_room_for_its_words(
-    kin: Session, size: tuple[int, int]
-) -> None:
+def test_every_pane_has_at_most_seven_keys_and_room_for_its_words(kin: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        for tab in view(pilot).panes():
-            view(pilot).go_to_pane(tab.id)
-            await settle(pilot)
-            assert 2 <= len(pilot.app.query_one(Keys).shown) <= 7
-            inside = [w for w in pilot.app.query(f"#{tab.id} *") if w.can_focus]
-            assert inside[0].size.height >= 3, tab.id
-            said = pilot.app.query(f"#{tab.id} > Static").first()
-            assert said.size.height >= 1
-            assert said.region.bottom <= size[1] - 1
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            for tab in view(pilot).panes():
+                view(pilot).go_to_pane(tab.id)
+                await settle(pilot)
+                assert 2 <= len(pilot.app.query_one(Keys).shown) <= 7, (size, tab.id)
+                inside = [w for w in pilot.app.query(f"#{tab.id} *") if w.can_focus]
+                assert inside[0].size.height >= 3, (size, tab.id)
+                said = pilot.app.query(f"#{tab.id} > Static").first()
+                assert said.size.height >= 1, (size, tab.id)
+                assert said.region.bottom <= size[1] - 1, (size, tab.id)
 
-    look(kin, steps, size)
+    look(kin, steps)
 
 
 def test_every_key_of_inspect_has_an_id_and_says_what_it_does() -> None:

@@ -19,7 +19,7 @@ from textual.widgets import Input, Static
 from textual.worker import WorkerCancelled
 
 from tests.app.conftest import Cli
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import Steps, resized, run
 from tests.witnesses import make
 from vlora_engine.analysis.compare import find_duplicates, find_outliers
 from vlora_engine.analysis.relations import Relations
@@ -226,20 +226,19 @@ def test_moving_says_the_pair_and_the_diagonal_one(measured: Session) -> None:
     look(measured, steps)
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_the_matrix_fits_and_its_cursor_stays_in_sight(
-    measured: Session, size: tuple[int, int]
-) -> None:
+def test_the_matrix_fits_and_its_cursor_stays_in_sight(measured: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("G", *["right"] * 8)
-        top, bottom, left, right = matrix(pilot).in_view
-        y, x = matrix(pilot).cursor
-        assert top <= y < bottom
-        assert left <= x < right
-        for line in picture(matrix(pilot)).splitlines():
-            assert len(line) == matrix(pilot).size.width
+        async for size in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            matrix(pilot).go_to(0, 0)
+            await pilot.press("G", *["right"] * 8)
+            top, bottom, left, right = matrix(pilot).in_view
+            y, x = matrix(pilot).cursor
+            assert top <= y < bottom, size
+            assert left <= x < right, size
+            for line in picture(matrix(pilot)).splitlines():
+                assert len(line) == matrix(pilot).size.width, size
 
-    look(measured, steps, size)
+    look(measured, steps)
 
 
 def test_next_goes_from_the_most_alike_on(measured: Session) -> None:

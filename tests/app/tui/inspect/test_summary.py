@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, until
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
 from tests.app.tui.inspect.test_inspect import (
     look,
@@ -156,10 +156,7 @@ def test_what_is_measured_in_the_background_stops_on_x_and_keeps_nobody_from_lea
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.app.show_step("inspect")
-        for _ in range(500):
-            await pilot.pause(0.01)
-            if asked.is_set():
-                break
+        await until(pilot, asked.is_set, "interference is measured")
         summary = pilot.app.query_one("#inspect-summary")
         assert "Measuring interference" in str(summary.border_subtitle)
         assert not view(pilot).leave()

@@ -9,7 +9,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, until
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
@@ -195,10 +195,7 @@ def test_two_jobs_are_marked_and_compared_by_keys(tmp_path: Path) -> None:
         await pilot.press("d")  # nothing is marked
         assert any("Mark a job first" in str(n.message) for n in app._notifications)
         await pilot.press("space", "down", "d")
-        for _ in range(100):
-            if isinstance(app.screen, CompareBox):
-                break
-            await pilot.pause(0.05)
+        await until(pilot, lambda: isinstance(app.screen, CompareBox), "the comparison")
         table = app.screen.query_one("#compare-rows", Table)
         rows = {row.what: row for row in table.rows}
         assert rows["size"].change == "2x smaller"
@@ -269,13 +266,10 @@ def test_the_log_scrolls_searches_and_follows(tmp_path: Path) -> None:
         await pilot.press("L")
 
         async def count(wanted: int) -> Table[Any]:
-            for _ in range(100):
-                if isinstance(app.screen, LogPager):
-                    lines = app.screen.query_one("#log-lines", Table)
-                    if len(lines.rows) == wanted:
-                        return lines
-                await pilot.pause(0.05)
-            pytest.fail(f"never {wanted} lines")
+            await until(pilot, lambda: isinstance(app.screen, LogPager), "the log")
+            lines = app.screen.query_one("#log-lines", Table)
+            await until(pilot, lambda: len(lines.rows) == wanted, f"{wanted} lines")
+            return lines
 
         lines = await count(200)
         assert lines.cursor == 199  # it runs: the end is followed

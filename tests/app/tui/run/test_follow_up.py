@@ -10,8 +10,8 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.drive import run
-from tests.app.tui.run.test_run import session_of, until
+from tests.app.tui.drive import run, until
+from tests.app.tui.run.test_run import session_of
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compression_target import CompressionTarget

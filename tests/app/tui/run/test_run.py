@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import resized, run, until
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
@@ -30,8 +29,6 @@ from vlora_tui.tui.widgets.dialogs import Ask, Prompt
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.utils.formatting import percent, size, times
 
-WAIT = 400  # looks, a tenth of a second apart
-
 
 def session_of(paths: list[Path]) -> Session:
     """A session in which these adapters were found and marked."""
@@ -40,15 +37,6 @@ def session_of(paths: list[Path]) -> Session:
     for path in session.infos:
         session.mark(path)
     return session
-
-
-async def until(pilot: Pilot, holds: Callable[[], bool], what: str) -> None:
-    """Look again and again, for a bounded time, until ``holds``."""
-    for _ in range(WAIT):
-        if holds():
-            return
-        await pilot.pause(0.1)
-    pytest.fail(f"never came: {what}")
 
 
 def text_of(app: VLoRAApp, selector: str) -> str:
@@ -185,31 +173,31 @@ def test_a_job_with_a_k_beyond_what_there_is_builds_with_all_there_is(tmp_path: 
     assert (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
-def test_it_fits(size: tuple[int, int], tmp_path: Path) -> None:
+def test_it_fits(tmp_path: Path) -> None:
     app = VLoRAApp(session=session_of(make.collection(tmp_path / "in", 3)))
 
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
         await pilot.pause()
-        seen = set()
-        for _ in range(3):  # every pane can be had, and scrolls as far as its text goes
-            for pane in app.query("RunView .pane"):
-                if pane.region.height >= 1:
-                    assert pane.region.bottom <= size[1] - 1
-                    seen.add(pane.id)
-            await pilot.press("tab")
-            await pilot.pause()
-        assert seen == {"run-review", "run-jobs", "run-details"}
-        assert app.query_one("#jobs", Table).row is None
-        review = app.query_one("#review-text")
-        text = app.query_one("#review", Static)
-        assert review.virtual_size.height >= text.size.height
+        async for shape in resized(pilot, [(120, 36), (80, 24), (60, 20), (40, 12)]):
+            seen = set()
+            for _ in range(3):  # every pane can be had, and scrolls as far as its text goes
+                for pane in app.query("RunView .pane"):
+                    if pane.region.height >= 1:
+                        assert pane.region.bottom <= shape[1] - 1, shape
+                        seen.add(pane.id)
+                await pilot.press("tab")
+                await pilot.pause()
+            assert seen == {"run-review", "run-jobs", "run-details"}, shape
+            assert app.query_one("#jobs", Table).row is None
+            review = app.query_one("#review-text")
+            text = app.query_one("#review", Static)
+            assert review.virtual_size.height >= text.size.height, shape
         await pilot.press("q")
         await pilot.pause()
         assert app.return_code == 0
 
-    run(app, steps, size=size)
+    run(app, steps)
 
 
 def test_on_a_small_terminal_the_review_scrolls_to_its_end(tmp_path: Path) -> None:

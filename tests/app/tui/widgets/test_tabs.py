@@ -18,17 +18,17 @@ class Tabs(App[None]):
         yield PaneTabs()
 
 
-@pytest.mark.parametrize("current", [tab.id for tab in TABS])
 @pytest.mark.parametrize("width", [30, 40, 80])
-def test_the_pane_in_view_is_always_named(current: str, width: int) -> None:
+def test_the_pane_in_view_is_always_named(width: int) -> None:
     app = Tabs()
 
     async def steps(pilot: Any) -> None:
         tabs = app.query_one(PaneTabs)
-        tabs.show(TABS, current)
-        await pilot.pause()
-        line = tabs.render_line(0).text
-        assert current.title() in line
-        assert ("12" in line) == (width == 80)  # numbers go first where room is short
+        for current in [tab.id for tab in TABS]:
+            tabs.show(TABS, current)
+            await pilot.pause()
+            line = tabs.render_line(0).text
+            assert current.title() in line
+            assert ("12" in line) == (width == 80)  # numbers go first where room is short
 
     run(app, steps, (width, 3))
