@@ -259,8 +259,10 @@ class Spectra:
     @property
     def ready_methods(self) -> list[str]:
         """The methods that have a table of every layer that is computed."""
-        tables = self.layers.values()
-        return [m for m in self.methods if tables and all(m in table.methods for table in tables)]
+        if not self.layers:
+            return []
+        ready = set(self.methods).intersection(*(table.methods for table in self.layers.values()))
+        return [method for method in self.methods if method in ready]
 
     def outlook(self) -> Outlook | None:
         """The tables that forecast the size of coding, once they are computed."""
