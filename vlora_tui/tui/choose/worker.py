@@ -179,6 +179,8 @@ class BackgroundFigures:
 
     def _compute(self, *, curves: bool = False, beside: bool = False) -> None:
         self._quiet = None
+        if beside and not self._view.is_in_view:
+            return  # nobody sees it; the view asks again when it is shown
         self._wanted = _Wanted(self._session.choosing, curves, beside)
         if not self._working:
             self._working = True
