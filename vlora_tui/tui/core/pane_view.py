@@ -37,8 +37,8 @@ class PaneView(View):
 
     def fit_to(self, width: int, height: int) -> None:
         height -= FRAME
-        self.set_class(width < self.least[0] or height < self.least[1], "one")
-        self.set_class(height < 12, "short")
+        is_small = width < self.least[0] or height < self.least[1]
+        self.update_classes({"one": is_small, "short": height < 12})
 
     def arranged(self) -> None:
         """The size has changed."""
