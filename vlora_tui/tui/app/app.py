@@ -126,6 +126,7 @@ class VLoRAApp(BaseApp):
         self.jobs = JobClient(self, self.session)
         self._showing = asyncio.Lock()
         self._looked_back = False
+        self._early: str | None = ""  # the step asked for before there was any; None afterwards
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
@@ -141,6 +142,9 @@ class VLoRAApp(BaseApp):
     async def _begin(self) -> None:
         """The first step, once there is something to see; then what can wait."""
         await self.show_step("adapters")
+        wanted, self._early = self._early, None
+        if wanted:
+            await self.show_step(wanted)
         self.call_after_refresh(self.after_first_paint)
         if self.start_paths or self.recipe is not None or self.demo is not None:
             self.set_timer(LATE_SECONDS, self.look_back)  # the list comes first
@@ -314,7 +318,10 @@ class VLoRAApp(BaseApp):
             bar.show(view.step if view else 1, self.session.title(), job)
 
     async def action_step(self, step_id: str) -> None:
-        await self.show_step(step_id)
+        if self._early is None:
+            await self.show_step(step_id)
+        else:
+            self._early = step_id
 
     def action_copy_row(self) -> None:
         self._copy(self.view.row_text() if self.view else None, "No row to copy.")

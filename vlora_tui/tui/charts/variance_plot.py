@@ -8,10 +8,12 @@ so that a key costs a copy of some cells and never a plot.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -125,9 +127,21 @@ def segments(chart: Text) -> list[list[Segment]]:
 
 def prepare() -> None:
     """Load plotext, off the event loop, before the first chart wants it."""
-    import plotext
+    _plotext().terminal.limit(False, False)
 
-    plotext.terminal.limit(False, False)
+
+def _plotext() -> Any:
+    """plotext without its own documentation, which takes three times as long to load as the rest."""
+    unread = ModuleType("plotext._doc.doc")
+    vars(unread)["docs"] = None
+    if "plotext" not in sys.modules:
+        sys.modules.setdefault(unread.__name__, unread)
+    try:
+        import plotext
+    finally:
+        if sys.modules.get(unread.__name__) is unread:
+            del sys.modules[unread.__name__]
+    return plotext
 
 
 @dataclass
@@ -339,8 +353,7 @@ def rasterise(
         roles: One for each curve; the later curve is on top. letters: What each is drawn with;
             braille where none are given.
     """
-    import plotext
-
+    plotext = _plotext()
     plotext.terminal.limit(False, False)
     figure = plotext.figure
     figure.clear()
