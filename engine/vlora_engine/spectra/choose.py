@@ -555,7 +555,9 @@ class _Solver:
     def _choices(self, state: Array) -> Choices:
         return {
             name: (int(option.k_a[j]), int(option.k_b[j]))
-            for name, option, j in zip(self.spectra.layer_names, self.layers.options, state, strict=True)
+            for name, option, j in zip(
+                self.spectra.layer_names, self.layers.options, state, strict=True
+            )
         }
 
 

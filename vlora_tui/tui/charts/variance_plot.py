@@ -131,7 +131,7 @@ def prepare() -> None:
 
 
 def _plotext() -> Any:
-    """plotext without its own documentation, which takes three times as long to load as the rest."""
+    """plotext without its documentation, which takes three times as long to load as the rest."""
     unread = ModuleType("plotext._doc.doc")
     vars(unread)["docs"] = None
     if "plotext" not in sys.modules:

@@ -84,10 +84,7 @@ class BackgroundFigures:
     def at_work(self) -> bool:
         """Whether anything is still to be worked out."""
         return (
-            self._working
-            or self._quiet is not None
-            or self._lacks_curves()
-            or self._lacks_beside()
+            self._working or self._quiet is not None or self._lacks_curves() or self._lacks_beside()
         )
 
     def look_up(self, spectra: Spectra) -> Figures | None:
