@@ -207,7 +207,8 @@ class BackgroundFigures:
             return
 
         def changed() -> bool:
-            return self._wanted is not wanted
+            # Out of view nobody waits for it; the view asks again when it is shown.
+            return self._wanted is not wanted or not self._view.display
 
         method = wanted.choosing.method
         while wanted.curves and method in CODED_METHODS and method in sizes.waiting:
