@@ -25,6 +25,7 @@ from tests.benchmarks.table import Table, ratio
 
 QUIET = 0.5  # seconds without a byte and without work after which a key is done
 WORK = 0.002  # CPU seconds that are no work: threads that wait wake up now and then
+REST = 6.0  # seconds in which what stands beside a choice is worked out, once for all keys before
 PATIENCE = 60.0
 LARGE = "224 layers x 100 tasks"
 
@@ -42,7 +43,7 @@ app = VLoRAApp(session=session)
 app.driver_class = Terminal
 app.run()
 """
-# The same while a layer arrives every quarter of a second, or none yet.
+# The same while a layer arrives every quarter of a second.
 FILLING = """
 import sys
 from tests.benchmarks.key_presses import synthetic
@@ -62,12 +63,49 @@ app = VLoRAApp(session=session)
 app.driver_class = Terminal
 
 def arrive():
+    if not late:
+        return
     name, layer = late.pop(0)
     spectra.layers[name] = layer
     session.set_spectra(spectra)
     app.post_message(SpectraChanged())
 
 app.call_later(lambda: app.set_interval(0.25, arrive))
+app.run()
+"""
+# Before the first layer: a job that gets on twice a second, as often as jobs are looked at.
+WAITING = """
+import time
+from pathlib import Path
+from tests.benchmarks.key_presses import synthetic
+from vlora_tui.jobs.store import Job, JobInfo
+from vlora_tui.jobs.watch import JobView, State
+from vlora_tui.pipeline import events
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.job_client import POLL_SECONDS
+from vlora_tui.tui.core.messages import JobsChanged
+from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.terminal.driver import Terminal
+
+session = Session()
+spectra = synthetic(3, 2)
+spectra.layers.clear()
+session.set_spectra(spectra)
+app = VLoRAApp(session=session)
+app.driver_class = Terminal
+view = JobView(Job(Path("/jobs/a"), JobInfo("a", "build", "spectra", time.time())))
+view.state = State.RUNNING
+done = 0
+
+def move():
+    global done
+    done += 1
+    view.progress = events.Progress("spectra", done, 10_000)
+    view.stage_since, view.progress_time = 1.0, 1.0 + 0.7 * done
+    app.jobs.views, app.jobs.spectra_job = [view], "a"
+    app.post_message(JobsChanged())
+
+app.call_later(lambda: app.set_interval(POLL_SECONDS, move))
 app.run()
 """
 
@@ -185,7 +223,10 @@ def _keys(bench: Bench, repeats: int) -> Iterator[Row]:
         again = [shown.key(key) for _ in range(repeats) for _, key in _STEPS]
         shown.key("2")
         moves = [shown.key("]") for _ in range(4 * repeats)]
+        rest = shown.each_second(REST)
     yield "] on Choose k", _median(moves), 6_000, 0.1
+    whole = Cost(round(REST * rest.nbytes), REST * rest.cpu)
+    yield "] and then none: the other methods at its error", whole, None, None
     for name, cost in first:
         yield f"a first step to {name}", cost, 15_000, 0.5
     yield "a step to a screen that was shown before", _median(again), 15_000, 0.5
@@ -201,6 +242,12 @@ def _seconds(bench: Bench) -> Iterator[Row]:
         filling.press("2")
         filling.until("Explained variance")
         yield "a second while a curve fills", filling.each_second(seconds), 10_000, None
+    with on_terminal(bench, [sys.executable, "-c", WAITING]) as waiting:
+        waiting.until("Adapters")
+        waiting.press("2")
+        waiting.until("no layer is done")
+        waiting.until("spectra")
+        yield "a second before the first layer", waiting.each_second(seconds), 1_000, None
 
 
 def _start(bench: Bench, command: Sequence[str], word: str, repeats: int) -> Cost:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,16 +15,13 @@ from vlora_tui.cli.output import is_terminal
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
 
-HEADLESS = "vlora-tui run --headless PATHS -o DIR"
-
 
 def open_folders(
     ctx: typer.Context,
     paths: Annotated[list[str], argument("Folders of adapters.", metavar="PATHS")],
 ) -> int:
     """Open the interface on folders: ``vlora-tui runs/``."""
-    shown = shlex.join(paths[:3])
-    return open_interface(ctx, paths, instead=f"vlora-tui run --headless {shown} -o DIR")
+    return open_interface(ctx, paths)
 
 
 def open_interface(
@@ -34,7 +30,7 @@ def open_interface(
     recipe: Recipe | str | None = None,
     *,
     demo: str | None = None,
-    instead: str = HEADLESS,
+    instead: str = "",
 ) -> int:
     """Open it with the flags that stand before the command; return its exit code."""
     from vlora_tui.tui.app.start import start

@@ -14,8 +14,11 @@ TONES = {"error": "error", "warning": "warning", "note": "muted"}  # of a findin
 
 def clean(text: object) -> str:
     """``text`` in one line, without what would move the cursor, turn text round or colour it."""
+    text = str(text)
+    if text.isprintable():  # as nearly every text is, and a table has thousands
+        return text
     return "".join(
-        c if c.isprintable() else " " if c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text)
+        c if c.isprintable() else " " if c in "\n\t" else f"\\x{ord(c):02x}" for c in text
     )
 
 

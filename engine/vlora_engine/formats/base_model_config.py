@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import expanded
+from vlora_engine.adapters.address import expanded, repo_folder
 from vlora_engine.errors import AdapterError, CorruptFileError, MissingPathError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
 from vlora_engine.utils.file_names import MODEL_CONFIG
@@ -81,6 +81,8 @@ def known_base(base_model: str | None) -> Path | None:
     local = expanded(base_model) / MODEL_CONFIG
     if os.path.lexists(local):
         return local
+    if not os.path.isdir(repo_folder(base_model)):
+        return None  # its client, which takes a tenth of a second to load, would find nothing
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

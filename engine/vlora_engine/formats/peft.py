@@ -23,7 +23,7 @@ from vlora_engine.formats.config import (
     variant_error,
     without_wrapper_parts,
 )
-from vlora_engine.formats.contents import Contents, PickleContents
+from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import foreign_error, recognise
 from vlora_engine.formats.layout import Layout, Pair, check_ranks, read_layout, split_key
@@ -110,7 +110,7 @@ def _examine(
     settings = read_settings(without_wrapper_parts(config), probe.config_path)
     if not _check_supported(probe, contents, allow_unsupported):
         return _opaque(probe, contents, settings)
-    layout = read_layout(contents.tensors, contents.path)
+    layout = _layout(contents)
     if not layout.pairs and not allow_unsupported:
         _refuse_foreign(probe, contents)
         raise _no_modules_error(contents)
@@ -128,6 +128,21 @@ def _examine(
         findings=adapter_findings(probe, contents, layout, settings),
     )
     return inspection, layout
+
+
+def _layout(contents: Contents) -> Layout:
+    """The modules of a file; those of the last file where its header is the same."""
+    digest = contents.header.digest if isinstance(contents, SafetensorsContents) else ""
+    layout = _last_layout.get(digest)
+    if layout is None:
+        layout = read_layout(contents.tensors, contents.path)
+        _last_layout.clear()
+        if digest:
+            _last_layout[digest] = layout
+    return layout
+
+
+_last_layout: dict[str, Layout] = {}  # one, by the digest of its header
 
 
 def _opaque(probe: Probe, contents: Contents, settings: Settings) -> tuple[Inspection, Layout]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.findings import Finding
@@ -82,7 +83,8 @@ _EMBEDDINGS = ("embed_tokens", "lm_head")  # peft/utils/constants.py: EMBEDDING_
 _INNER = ".base_layer.out_proj"  # which PEFT adapts with the MultiheadAttention around it
 
 
-def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
+@lru_cache(4096)  # a folder has the same modules again and again
+def matching_targets(module: str, targets: frozenset[str]) -> tuple[str, ...]:
     """The entries of a target_modules list that PEFT matches with ``module``: it or its ends."""
     module = module.removesuffix(_INNER)
     found = [module] if module in targets else []
@@ -90,4 +92,4 @@ def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
     while (at := module.rfind(".", 0, at)) >= 0:
         if module[at + 1 :] in targets:
             found.append(module[at + 1 :])
-    return found
+    return tuple(found)

@@ -229,17 +229,17 @@ def predict(
     """
     if noise is None:
         noise = quantization.noise if quantization else 0.0
-    residual = np.zeros(len(spectra.tasks))
-    energy = np.zeros(len(spectra.tasks))
-    layer_errors = {}
-    payload = 0
-    for name in spectra.layer_names:
-        layer, pair = spectra.layers[name], k[name]
-        layer_residual = spectra.table(name, method).at(*pair).astype(np.float64)
-        residual[layer.tasks] += layer_residual  # a layer names each task once
-        energy[layer.tasks] += layer.energy
-        layer_errors[name] = float(_relative(layer_residual, layer.energy, noise).mean())
-        payload += int(layer_bytes(method, layer, *pair, dtype, quantization))
+    layers = [spectra.layers[name] for name in spectra.layer_names]
+    missed = [spectra.table(name, method).at(*k[name]) for name in spectra.layer_names]
+    tasks = np.concatenate([layer.tasks for layer in layers])
+    energies = np.concatenate([layer.energy for layer in layers])
+    residuals = np.concatenate(missed).astype(np.float64)
+    by_layer = _relative(residuals, energies, noise)
+    means = _means(by_layer, [len(layer.tasks) for layer in layers])
+    layer_errors = dict(zip(spectra.layer_names, means, strict=True))
+    payload = _payload(spectra, method, k, dtype, quantization)
+    count = len(spectra.tasks)
+    residual, energy = (np.bincount(tasks, of, count) for of in (residuals, energies))
     errors = _relative(residual, energy, noise)
     task_errors = {t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)}
     overhead = overhead_bytes(spectra, dtype, quantization)
@@ -257,6 +257,37 @@ def predict(
     )
 
 
+def _means(values: Array, counts: Sequence[int]) -> list[float]:
+    """The mean of each stretch of so many values; 0 of none."""
+    if len(set(counts)) == 1 and counts[0]:  # as a rule every task has every layer
+        means: list[float] = values.reshape(len(counts), -1).mean(axis=1).tolist()
+        return means
+    ends = np.cumsum(counts).tolist()
+    return [
+        float(values[end - n : end].mean()) if n else 0.0
+        for n, end in zip(counts, ends, strict=True)
+    ]
+
+
+def _payload(
+    spectra: Spectra,
+    method: str,
+    k: Mapping[str, tuple[int, int]],
+    dtype: str,
+    quantization: Quantization | None,
+) -> int:
+    """The bytes of all layers; most layers have those of some other."""
+    bytes_of: dict[Any, int] = {}  # by shape and k
+    payload = 0
+    for name in spectra.layer_names:
+        layer, pair = spectra.layers[name], k[name]
+        key = layer.d_in, layer.d_out, layer.ranks.tobytes(), pair
+        if key not in bytes_of:
+            bytes_of[key] = int(layer_bytes(method, layer, *pair, dtype, quantization))
+        payload += bytes_of[key]
+    return payload
+
+
 @dataclass(frozen=True)
 class Packed:
     """The size and estimated errors of a choice of k if it were packed."""
@@ -269,15 +300,7 @@ class Packed:
 
 def if_packed(spectra: Spectra, choice: Choice, quantization: Quantization) -> Packed:
     """Predict the size and errors of a choice, made for unpacked storage, if it is packed."""
-    bytes_of: dict[Any, int] = {}  # by shape and k: most layers have those of some other
-    payload = 0
-    for name, pair in choice.k.items():
-        layer = spectra.layers[name]
-        key = layer.d_in, layer.d_out, layer.ranks.tobytes(), pair
-        if key not in bytes_of:
-            nbytes = layer_bytes(choice.method, layer, *pair, choice.dtype, quantization)
-            bytes_of[key] = int(nbytes)
-        payload += bytes_of[key]
+    payload = _payload(spectra, choice.method, choice.k, choice.dtype, quantization)
     share = np.square(list(choice.prediction.task_errors.values()))
     norms = np.array([task.norm for task in spectra.tasks])
     errors = np.sqrt(np.where(norms > 0, share + quantization.noise * (1 - share), 0.0))
@@ -300,13 +323,57 @@ def _relative(residual: Array, energy: Array, noise: float = 0.0) -> Array:
 
 @dataclass
 class _Options:
-    """The choices of one layer: k_a, k_b and bytes (C,), residual (N, C) of ``tasks`` (N,)."""
+    """The choices of one layer: k_a, k_b and bytes (C,), residual (C, N) of ``tasks`` (N,)."""
 
     tasks: Array
     k_a: Array
     k_b: Array
     nbytes: Array
     residual: Array
+
+
+class _Layers:
+    """The choices of all layers in one: what a state, a choice of every layer, adds up to.
+
+    Targets ask for hundreds of states; each is one gathering instead of a loop over the layers.
+
+    Args:
+        options: Of each layer. weights: The tasks' weights (N,).
+    """
+
+    def __init__(self, options: Sequence[_Options], weights: Array) -> None:
+        self.options = options
+        self.counts = np.array([len(option.nbytes) for option in options])
+        self._starts = np.cumsum(self.counts) - self.counts
+        self._nbytes = np.concatenate([option.nbytes for option in options])
+        self._tasks = np.concatenate([option.tasks for option in options])
+        self._layers = np.repeat(np.arange(len(options)), [len(o.tasks) for o in options])
+        self._count = len(weights)
+
+    @property
+    def last(self) -> Array:
+        """The state of the most bytes, (layers,)."""
+        return self.counts - 1
+
+    def nbytes(self, state: Array) -> int:
+        """The payload of a state."""
+        return int(self._nbytes[self._starts + state].sum())
+
+    def residual(self, state: Array) -> Array:
+        """The residual energy of each task, (N,)."""
+        rows = [o.residual[j] for o, j in zip(self.options, state.tolist(), strict=True)]
+        return np.bincount(self._tasks, np.concatenate(rows), self._count)
+
+    def path(self, weights: Array) -> _Path:
+        """The way from the least bytes to the least loss, with these weights."""
+        losses = [option.residual @ weights[option.tasks] for option in self.options]
+        return _Path(self._table(losses), self._table([o.nbytes for o in self.options]))
+
+    def _table(self, rows: Sequence[Array]) -> Array:
+        """One row for each layer, (layers, C); beyond its choices is infinity."""
+        table = np.full((len(rows), int(self.counts.max(initial=0))), np.inf)
+        table[np.arange(table.shape[1]) < self.counts[:, None]] = np.concatenate(rows)
+        return table
 
 
 class _Solver:
@@ -324,19 +391,25 @@ class _Solver:
         self.spectra, self.method, self.dtype, self.pinned = spectra, method, dtype, pinned
         self.quantization = quantization
         self.noise = noise if noise is not None else quantization.noise if quantization else 0.0
-        self.energy = np.zeros(len(spectra.tasks))
-        for name in spectra.layer_names:
-            layer = spectra.layers[name]
-            self.energy[layer.tasks] += layer.energy
         self.fixed_bytes = overhead_bytes(spectra, dtype, quantization) + rest_bytes(spectra)
 
     def predict(self, picked: Choices) -> Prediction:
         return predict(self.spectra, self.method, picked, self.dtype, self.quantization, self.noise)
 
     @cached_property
-    def options(self) -> list[_Options]:
+    def energy(self) -> Array:
+        """The energy of every task, (N,)."""
+        energy = np.zeros(len(self.spectra.tasks))
+        for name in self.spectra.layer_names:
+            layer = self.spectra.layers[name]
+            energy[layer.tasks] += layer.energy  # a layer names each task once
+        return energy
+
+    @cached_property
+    def layers(self) -> _Layers:
         """The choices of every layer; only the targets need them."""
-        return [self._options(name) for name in self.spectra.layer_names]
+        options = [self._options(name) for name in self.spectra.layer_names]
+        return _Layers(options, self.spectra.weights)
 
     def fixed(self, k_a: int, k_b: int) -> Choices:
         return {name: self._clamp(name, k_a, k_b) for name in self.spectra.layer_names}
@@ -358,9 +431,9 @@ class _Solver:
 
     def by_bytes(self, budget: int) -> Choices:
         """The choice of least loss within ``budget``: along the hulls, then single moves."""
-        floor = self.fixed_bytes + sum(int(o.nbytes.min()) for o in self.options)
+        floor = self._bytes(np.zeros(len(self.layers.options), dtype=np.int64))
         require_budget(budget, floor, rest_bytes(self.spectra))
-        path = _Path(self.options, self.spectra.weights)
+        path = self.layers.path(self.spectra.weights)
         low, high = 0, path.steps
         while low < high:
             middle = (low + high + 1) // 2
@@ -380,7 +453,7 @@ class _Solver:
         weights = self.spectra.weights
         best: tuple[int, Array] | None = None
         for _ in range(1 if worst is None else REWEIGHTINGS):
-            path = _Path(self.options, weights)
+            path = self.layers.path(weights)
             state = self._least(path, goal, worst is not None)
             if state is None:
                 break
@@ -391,7 +464,7 @@ class _Solver:
             # w_i^2 <- w_i^2 exp(2 (min(err_i / goal, 1)^2 - 1))
             weights = weights * np.exp(2 * (np.minimum(errors / goal, 1) ** 2 - 1))
         if best is None:
-            reached = self._errors(np.array([len(o.nbytes) - 1 for o in self.options]))
+            reached = self._errors(self.layers.last)
             raise TargetError(
                 "No k that the spectra keep meets the error target.",
                 expected=f"at least {reached.max() if worst is not None else reached.mean():.3g}",
@@ -429,11 +502,12 @@ class _Solver:
         """Spend the bytes that the hulls left over, by the best single move at a time."""
         state = state.copy()
         weights = self.spectra.weights
-        gains = [weights[o.tasks] @ o.residual for o in self.options]
+        options = self.layers.options
+        gains = [o.residual @ weights[o.tasks] for o in options]
         left = budget - self._bytes(state)
         while left > 0:
             best = (0.0, -1, -1)
-            for i, (option, gain) in enumerate(zip(self.options, gains, strict=True)):
+            for i, (option, gain) in enumerate(zip(options, gains, strict=True)):
                 extra = option.nbytes - option.nbytes[state[i]]
                 better = np.where((extra > 0) & (extra <= left), gain[state[i]] - gain, 0.0)
                 j = int(better.argmax())
@@ -442,7 +516,7 @@ class _Solver:
             if best[1] < 0:
                 break
             _, i, j = best
-            left -= int(self.options[i].nbytes[j] - self.options[i].nbytes[state[i]])
+            left -= int(options[i].nbytes[j] - options[i].nbytes[state[i]])
             state[i] = j
         return state
 
@@ -455,7 +529,7 @@ class _Solver:
             k_a, k_b, residual = table.candidates()
         nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype, self.quantization)
         order = np.argsort(nbytes, kind="stable")
-        residual = residual[:, order].astype(np.float64)
+        residual = residual.T[order].astype(np.float64, order="C")
         return _Options(layer.tasks, k_a[order], k_b[order], nbytes[order], residual)
 
     def _table(self, name: str) -> Any:
@@ -473,60 +547,82 @@ class _Solver:
         return int(k[reached[0]] if len(reached) else k[-1])
 
     def _bytes(self, state: Array) -> int:
-        payload = sum(int(o.nbytes[j]) for o, j in zip(self.options, state, strict=True))
-        return self.fixed_bytes + payload
+        return self.fixed_bytes + self.layers.nbytes(state)
 
     def _errors(self, state: Array) -> Array:
-        residual = np.zeros(len(self.energy))
-        for option, j in zip(self.options, state, strict=True):
-            residual[option.tasks] += option.residual[:, j]
-        return _relative(residual, self.energy, self.noise)
+        return _relative(self.layers.residual(state), self.energy, self.noise)
 
     def _choices(self, state: Array) -> Choices:
         return {
             name: (int(option.k_a[j]), int(option.k_b[j]))
-            for name, option, j in zip(self.spectra.layer_names, self.options, state, strict=True)
+            for name, option, j in zip(
+                self.spectra.layer_names, self.layers.options, state, strict=True
+            )
         }
 
 
 class _Path:
-    """The Lagrangian path: all layers' hull increments in descending order of gain per byte."""
+    """The Lagrangian path: all layers' hull increments in descending order of gain per byte.
 
-    def __init__(self, options: Sequence[_Options], weights: Array) -> None:
-        self._hulls = []
-        slopes, owners = [], []
-        for i, option in enumerate(options):
-            # D = sum_i w_i^2 residual_i, over bytes R
-            loss = weights[option.tasks] @ option.residual
-            hull = _lower_hull(option.nbytes, loss)
-            self._hulls.append(hull)
-            gain = loss[hull[:-1]] - loss[hull[1:]]
-            slopes.append(gain / (option.nbytes[hull[1:]] - option.nbytes[hull[:-1]]))
-            owners.append(np.full(len(hull) - 1, i))
-        order = np.argsort(-np.concatenate(slopes), kind="stable")
-        owner = np.concatenate(owners)[order]
-        self._increments = [np.flatnonzero(owner == i) for i in range(len(options))]
+    Args:
+        loss: D = sum_i w_i^2 residual_i of every choice, (layers, C).
+        nbytes: Its bytes R, ascending in each layer; infinity beyond the layer's choices.
+    """
+
+    def __init__(self, loss: Array, nbytes: Array) -> None:
+        layers, choices = _lower_hulls(nbytes, loss)
+        inside = layers[1:] == layers[:-1]
+        gain, cost = -np.diff(loss[layers, choices]), np.diff(nbytes[layers, choices])
+        order = np.argsort(-(gain[inside] / cost[inside]), kind="stable")
+        self._owners = layers[1:][inside][order]
+        self._choices = choices
+        self._starts = np.searchsorted(layers, np.arange(len(loss)))
         self.steps = len(order)
 
     def state(self, step: int) -> Array:
         """The choice of every layer after ``step`` increments, (layers,)."""
-        taken = [int(np.searchsorted(increments, step)) for increments in self._increments]
-        return np.array([hull[t] for hull, t in zip(self._hulls, taken, strict=True)])
+        taken = np.bincount(self._owners[:step], minlength=len(self._starts))
+        state: Array = self._choices[self._starts + taken]
+        return state
 
 
-def _lower_hull(nbytes: Array, loss: Array) -> Array:
-    """The lower convex hull of (bytes, loss), as indices from fewest bytes to least loss."""
-    order = np.lexsort((loss, nbytes))
-    falling = np.minimum.accumulate(loss[order])
-    order = order[np.concatenate([[True], loss[order][1:] < falling[:-1]])]
-    x, y = nbytes[order].tolist(), loss[order].tolist()  # plain numbers: a loop of many steps
-    hull: list[int] = []
-    for j in range(len(order)):
-        while len(hull) > 1:
-            i, last = hull[-2], hull[-1]
-            if (y[j] - y[last]) / (x[j] - x[last]) > (y[last] - y[i]) / (x[last] - x[i]):
-                break
-            hull.pop()
-        hull.append(j)
-    indices: Array = order[hull]
-    return indices
+def _lower_hulls(nbytes: Array, loss: Array) -> tuple[Array, Array]:
+    """The lower convex hull of (bytes, loss) of every row, from fewest bytes to least loss.
+
+    Returns:
+        The row of every point of a hull, and its column; row after row.
+    """
+    least = np.minimum.accumulate(loss, axis=1)
+    falling = np.isfinite(loss)
+    falling[:, 1:] &= loss[:, 1:] < least[:, :-1]
+    rows, columns = np.nonzero(falling)
+    x = nbytes[rows, columns]
+    stays = np.ones(len(rows), dtype=bool)  # of points of equal bytes the one of least loss
+    stays[:-1] = (rows[1:] != rows[:-1]) | (x[1:] != x[:-1])
+    rows, columns = rows[stays], columns[stays]
+    hull = _convex(rows, nbytes[rows, columns], loss[rows, columns])
+    return rows[hull], columns[hull]
+
+
+def _convex(rows: Array, x: Array, y: Array) -> Array:
+    """Which points are corners of the lower hull of their row; x ascends in every row.
+
+    A point on or above the line between two others is none, whatever becomes of these. All points
+    are held against their neighbours, then again those that got new ones.
+    """
+    stays = np.ones(len(rows), dtype=bool)
+    before, after = np.arange(len(rows)) - 1, np.arange(len(rows)) + 1
+    is_inner = np.zeros(len(rows), dtype=bool)
+    is_inner[1:-1] = rows[2:] == rows[:-2]
+    asked = np.flatnonzero(is_inner)
+    while len(asked):
+        left, right = before[asked], after[asked]
+        falls = (y[asked] - y[left]) / (x[asked] - x[left])
+        above = asked[(y[right] - y[asked]) / (x[right] - x[asked]) <= falls]
+        stays[above] = False
+        left, right = before[above], after[above]
+        left, right = left[stays[left]], right[stays[right]]  # of runs that go, in their order
+        after[left], before[right] = right, left
+        asked = np.unique(np.concatenate([left, right]))
+        asked = asked[is_inner[asked]]
+    return stays

@@ -84,22 +84,16 @@ class MethodTable:
 
     def at(self, k_a: int, k_b: int) -> Array:
         """The residual energy (N,) at (k_a, k_b); between tabulated k, that of the lower."""
-        top = max(self.max_a, self.max_b)
-        k_a, k_b = min(k_a, self.max_a), min(k_b, self.max_b)
-        diagonal = self._diagonal(k_a, k_b, top)
-        if diagonal is not None or not self.grid.size:
-            k = min(k_a, k_b) if diagonal is None else diagonal
-            return self.residual[:, int(np.searchsorted(self.k, k, "right")) - 1]
+        max_a, max_b = self.max_a, self.max_b
+        k_a, k_b = min(k_a, max_a), min(k_b, max_b)
+        k = max(k_a, k_b)  # the one of the diagonal, if this is on it
+        is_diagonal = k_a == min(k, max_a) and k_b == min(k, max_b)
+        if is_diagonal or not self.grid.size:
+            k = k if is_diagonal else min(k_a, k_b)
+            return self.residual[:, int(self.k.searchsorted(k, "right")) - 1]
         i = max(0, int(np.searchsorted(self.grid_a, k_a, "right")) - 1)
         j = max(0, int(np.searchsorted(self.grid_b, k_b, "right")) - 1)
         return self.grid[:, j, i]
-
-    def _diagonal(self, k_a: int, k_b: int, top: int) -> int | None:
-        """The diagonal k that is equivalent to (k_a, k_b), if there is one."""
-        for k in {k_a, k_b, top}:
-            if (min(k, self.max_a), min(k, self.max_b)) == (k_a, k_b):
-                return k
-        return None
 
     def candidates(self) -> tuple[Array, Array, Array]:
         """All tabulated choices: k_a (C,), k_b (C,), residual (N, C)."""
@@ -265,8 +259,10 @@ class Spectra:
     @property
     def ready_methods(self) -> list[str]:
         """The methods that have a table of every layer that is computed."""
-        tables = self.layers.values()
-        return [m for m in self.methods if tables and all(m in table.methods for table in tables)]
+        if not self.layers:
+            return []
+        ready = set(self.methods).intersection(*(table.methods for table in self.layers.values()))
+        return [method for method in self.methods if method in ready]
 
     def outlook(self) -> Outlook | None:
         """The tables that forecast the size of coding, once they are computed."""

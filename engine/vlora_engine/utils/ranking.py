@@ -35,19 +35,17 @@ def ranked(
         name: What decides between those that are alike; without it the order in which they came.
         largest: The largest figure comes first; otherwise the smallest.
     """
-    sign = -1 if largest else 1
-    rows = [(sign * float(figure(item)), item) for item in items]
+    rows = _signed(items, figure, largest)
     numbers = sorted({value for value, _ in rows if not math.isnan(value)})
     groups, first = dict[float, int](), math.nan
     for value in numbers:
-        if not (value == first or value - first <= max(FLOOR, CLOSE * abs(first)) < math.inf):
+        if not _are_alike(value, first):
             first = value
         groups[value] = groups.get(first, len(groups))
-
-    def key(row: tuple[float, T]) -> tuple[Any, ...]:
-        return groups.get(row[0], len(groups)), () if name is None else _names(name(row[1]))
-
-    return [item for _, item in sorted(rows, key=key)]
+    alike: dict[int, list[T]] = {}
+    for value, item in rows:
+        alike.setdefault(groups.get(value, len(groups)), []).append(item)
+    return [item for _, group in sorted(alike.items()) for item in _by_name(group, name)]
 
 
 def foremost(
@@ -57,8 +55,11 @@ def foremost(
     *,
     largest: bool = True,
 ) -> T | None:
-    """The first of `ranked`, None of nothing."""
-    return next(iter(ranked(items, figure, name, largest=largest)), None)
+    """The first of `ranked`, None of nothing; without ordering the others."""
+    rows = _signed(items, figure, largest)
+    first = min((value for value, _ in rows if not math.isnan(value)), default=math.nan)
+    alike = [item for value, item in rows if math.isnan(first) or _are_alike(value, first)]
+    return next(iter(_by_name(alike, name)), None)
 
 
 def worst(figures: Mapping[str, float], *, largest: bool = True) -> str | None:
@@ -70,6 +71,25 @@ def by_number(text: str) -> tuple[tuple[int, Any], ...]:
     """A sort key that puts ``checkpoint-500`` before ``checkpoint-1000``."""
     parts = re.split(r"(\d+)", text.casefold())
     return tuple((1, int(p)) if p.isdecimal() else (0, p) for p in parts if p)
+
+
+def _signed(
+    items: Iterable[T], figure: Callable[[T], float], largest: bool
+) -> list[tuple[float, T]]:
+    """Items with their figures, the least of which comes first."""
+    sign = -1 if largest else 1
+    return [(sign * float(figure(item)), item) for item in items]
+
+
+def _are_alike(value: float, first: float) -> bool:
+    """Whether a figure differs by rounding alone from the first of a group."""
+    return value == first or value - first <= max(FLOOR, CLOSE * abs(first)) < math.inf
+
+
+def _by_name(items: list[T], name: Callable[[T], str | tuple[str, ...]] | None) -> list[T]:
+    if name is None or len(items) < 2:
+        return items
+    return sorted(items, key=lambda item: _names(name(item)))
 
 
 def _names(name: str | tuple[str, ...]) -> tuple[Any, ...]:

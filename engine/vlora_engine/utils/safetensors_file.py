@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
+KEPT_HEADER_BYTES = 1_000_000  # a header up to this size is kept, parsed, for the next file
 MAX_SIZE = 1 << 58  # of the product of a tensor's dimensions, so that its bytes can be counted
 LFS_POINTER = b"version https://git-lfs"
 
@@ -159,63 +161,94 @@ def file_identity(status: os.stat_result) -> Identity:
 
 
 def _parse_header(path: Path, raw: bytes, size: int) -> Header:
+    parse = _parsed_again if len(raw) <= KEPT_HEADER_BYTES else _parsed
     try:
-        table = parse_json(raw)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, "a JSON header", f"bytes that are not JSON ({error})") from None
-    if not isinstance(table, dict):
-        raise _corrupt(path, "a JSON object as header", type(table).__name__)
-    metadata = table.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise _corrupt(path, "__metadata__ that is a JSON object", type(metadata).__name__)
-    data_start = 8 + len(raw)
-    entries = {name: _parse_entry(path, name, row, data_start) for name, row in table.items()}
-    end = data_start
-    for entry in sorted(entries.values(), key=lambda e: (e.start, e.end)):
-        if entry.start != end:
-            raise _corrupt(
-                path,
-                f"tensors that follow each other without gap or overlap (offset {end})",
-                f"tensor {entry.name!r} at offset {entry.start}",
-            )
-        end = entry.end
-    if end != size:
-        what = "truncated" if end > size else "longer than its header says"
+        parsed = parse(raw)
+    except _Unsound as error:
+        raise _corrupt(path, error.expected, error.found) from None
+    if parsed.end != size:
+        what = "truncated" if parsed.end > size else "longer than its header says"
         raise CorruptFileError(
             f"The file is {what}.",
             where=path,
-            expected=f"{end} bytes",
+            expected=f"{parsed.end} bytes",
             found=f"{size} bytes",
             remedy="download or copy it again",
         )
     return Header(
         path=path,
+        entries=parsed.entries,  # shared by all files of this header, and changed by nobody
+        metadata=dict(parsed.metadata),
+        file_bytes=size,
+        digest=parsed.digest,
+    )
+
+
+class _Unsound(Exception):
+    """What is wrong with a header, of whatever file."""
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(expected, found)
+        self.expected, self.found = expected, found
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """What a header says, whatever file it is of; ``end`` is where the file has to end."""
+
+    entries: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    end: int
+    digest: str
+
+
+def _parsed(raw: bytes) -> _Parsed:
+    try:
+        table = parse_json(raw)
+    except (ValueError, RecursionError) as error:
+        raise _Unsound("a JSON header", f"bytes that are not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise _Unsound("a JSON object as header", type(table).__name__)
+    metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise _Unsound("__metadata__ that is a JSON object", type(metadata).__name__)
+    end = 8 + len(raw)
+    entries = {name: _parse_entry(name, row, end) for name, row in table.items()}
+    for entry in sorted(entries.values(), key=lambda e: (e.start, e.end)):
+        if entry.start != end:
+            raise _Unsound(
+                f"tensors that follow each other without gap or overlap (offset {end})",
+                f"tensor {entry.name!r} at offset {entry.start}",
+            )
+        end = entry.end
+    return _Parsed(
         entries=entries,
         metadata={str(k): str(v) for k, v in metadata.items()},
-        file_bytes=size,
+        end=end,
         digest=hashlib.sha256(raw).hexdigest(),
     )
 
 
-def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntry:
+# Adapters that were trained alike have the same header, byte for byte, and come one after another.
+_parsed_again = lru_cache(4)(_parsed)
+
+
+def _parse_entry(name: str, row: Any, data_start: int) -> TensorEntry:
     if not isinstance(row, dict):
-        raise _corrupt(path, f"an object for tensor {name!r}", type(row).__name__)
+        raise _Unsound(f"an object for tensor {name!r}", type(row).__name__)
     dtype, shape, offsets = row.get("dtype"), row.get("shape"), row.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
-        raise _corrupt(path, f"a known dtype for tensor {name!r}", repr(dtype))
+        raise _Unsound(f"a known dtype for tensor {name!r}", repr(dtype))
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise _corrupt(
-            path, f"shape and two offsets for tensor {name!r}", f"{shape!r} and {offsets!r}"
-        )
+        raise _Unsound(f"shape and two offsets for tensor {name!r}", f"{shape!r} and {offsets!r}")
     start, end = offsets
     if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise _corrupt(
-            path,
+        raise _Unsound(
             f"{math.prod(shape) * ITEM_BYTES[dtype]} bytes for tensor {name!r} {dtype} {shape}",
             f"{end - start} bytes",
         )
     if math.prod(max(1, n) for n in shape) >= MAX_SIZE:  # no array has such a shape, empty or not
-        raise _corrupt(path, f"a shape that an array can have for tensor {name!r}", f"{shape}")
+        raise _Unsound(f"a shape that an array can have for tensor {name!r}", f"{shape}")
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
 

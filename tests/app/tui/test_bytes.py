@@ -1,4 +1,4 @@
-"""What a job under way writes to the terminal, counted on a pty; idle is in `test_start`.
+"""What keys and a job under way write to the terminal, counted on a pty; idle: `test_start`.
 
 The limits are upper bounds of bytes a second: on a loaded machine less is painted, never more.
 """
@@ -19,6 +19,9 @@ from vlora_engine.compress.measure import compute_spectra
 SECONDS = 6.0
 STATUS_LINE = 500.0  # bytes a second
 CHART = 10_000.0
+PLACEHOLDER = 1_000.0
+KEY, STEP = 6_000, 15_000  # bytes
+STEPS = "23451"
 MODULES = {
     f"transformer.h.{i}.attn.{name}": shape
     for i in range(12)
@@ -39,7 +42,7 @@ from vlora_tui.tui.core.job_client import POLL_SECONDS
 from vlora_tui.tui.core.messages import JobsChanged, SpectraChanged
 from vlora_tui.tui.terminal.driver import Terminal
 
-runs, place = sys.argv[1:]
+runs, place, first = sys.argv[1:]
 app = VLoRAApp([runs])
 app.driver_class = Terminal
 session = app.session
@@ -48,7 +51,7 @@ for path in session.infos:
     session.mark(path, True)
 app.jobs.spectra_of = tuple(sorted(session.marked))
 spectra = Spectra.load(Path(place))
-late = list(spectra.layers.items())[4:]
+late = list(spectra.layers.items())[int(first):]
 for name, _ in late:
     del spectra.layers[name]
 session.set_spectra(spectra)
@@ -59,7 +62,7 @@ done = 0
 def move():
     global done
     done += 1
-    if late:
+    if late and int(first):
         name, layer = late.pop(0)
         spectra.layers[name] = layer
         session.set_spectra(spectra)
@@ -70,6 +73,23 @@ def move():
     app.post_message(JobsChanged())
 
 app.call_later(lambda: app.set_interval(POLL_SECONDS, move))
+app.run()
+"""
+
+# The interface on spectra of 224 layers, in all colours; nothing is found or run.
+LARGE = """
+import os
+os.environ["COLORTERM"] = "truecolor"
+from tests.benchmarks.key_presses import synthetic
+from vlora_engine.compression_target import CompressionTarget
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.terminal.driver import Terminal
+
+session = Session(choosing=CompressionTarget(k=16))
+session.set_spectra(synthetic(10, 32))
+app = VLoRAApp(session=session)
+app.driver_class = Terminal
 app.run()
 """
 
@@ -87,10 +107,28 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def terminal(places: tuple[Path, Path]) -> Iterator[Terminal]:
-    there = Terminal(*map(str, places), code=PROGRAM)
+    there = Terminal(*map(str, places), "4", code=PROGRAM)
     there.read(b"spectra ")
     yield there
     there.close()
+
+
+@pytest.fixture
+def large() -> Iterator[Terminal]:
+    there = Terminal(code=LARGE)
+    there.read(b"Adapters")
+    there.quiet()
+    yield there
+    there.close()
+
+
+def written(terminal: Terminal, key: str) -> int:
+    """Bytes that a key leads to, until there are no more."""
+    terminal.press(key)
+    text = terminal.read(b"\x1b[")
+    while more := terminal.read(seconds=0.7):
+        text += more
+    return len(text)
 
 
 def bytes_a_second(terminal: Terminal) -> float:
@@ -109,3 +147,36 @@ def test_a_chart_that_fills_in_is_painted_at_most_once_a_second(terminal: Termin
     terminal.read(b"Explained variance")
     terminal.read(seconds=0.5)
     assert 0 < bytes_a_second(terminal) <= CHART
+
+
+def test_what_is_said_while_no_layer_is_there_costs_next_to_nothing(
+    places: tuple[Path, Path],
+) -> None:
+    terminal = Terminal(*map(str, places), "0", code=PROGRAM)
+    try:
+        terminal.read(b"spectra ")
+        terminal.press("2")
+        terminal.read(b"no layer is done")
+        terminal.read(seconds=2)
+        assert 0 < bytes_a_second(terminal) <= PLACEHOLDER
+    finally:
+        terminal.close()
+
+
+def test_a_key_and_a_step_have_a_budget(large: Terminal) -> None:
+    for visit in ("first", "again"):
+        for key in STEPS:
+            assert written(large, key) <= STEP, f"step {key}, {visit} visit"
+    written(large, "2")
+    for _ in range(6):
+        assert written(large, "]") <= KEY
+
+
+def test_a_step_that_is_asked_for_before_the_first_paint_is_shown() -> None:
+    terminal = Terminal()
+    try:
+        terminal.read(b"Adapters")
+        terminal.press("2")
+        terminal.read(b"No adapters are marked")
+    finally:
+        terminal.close()

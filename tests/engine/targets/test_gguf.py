@@ -272,6 +272,7 @@ def test_the_base_is_found_where_the_adapter_says(
     refs.mkdir()
     (refs / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     adapter.metadata["base_model_name_or_path"] = "org/base"
     save_adapter(adapter, tmp_path / "b", target="llamacpp")
     for name in (None, "org/elsewhere", "a b c", "/no/such/place"):

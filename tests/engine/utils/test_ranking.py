@@ -81,3 +81,12 @@ def test_likeness_that_differs_by_rounding_gives_the_same_clusters_and_order(see
     assert order_by_likeness(noisy) == order_by_likeness(cosines)
     for threshold in (0.25, 0.5, 0.75):
         assert clusters_of(noisy, threshold) == clusters_of(cosines, threshold)
+
+
+@given(levels, noises, st.booleans(), st.booleans())
+@settings(deadline=None)
+def test_the_foremost_is_the_first_of_all_in_order(own, noise, largest, named):
+    values = figures(own, noise, 1) | {"none": math.nan}
+    name = str if named else None
+    ordered = ranked(values, values.__getitem__, name, largest=largest)
+    assert foremost(values, values.__getitem__, name, largest=largest) == ordered[0]

@@ -226,3 +226,18 @@ def test_a_writer_that_was_given_too_little_says_so(tmp_path):
 
 def test_every_dtype_has_both_names():
     assert [dtype_name(torch_dtype(name)) for name in DTYPES] == DTYPES
+
+
+def test_equal_headers_are_parsed_once_and_each_file_is_held_against_its_own_size(tmp_path):
+    for name in "abc":
+        save_file({"t": torch.full((3,), float(ord(name)))}, tmp_path / name)
+    first, second = read_header(tmp_path / "a"), read_header(tmp_path / "b")
+
+    assert second.entries is first.entries
+    assert (first.path, second.path) == (tmp_path / "a", tmp_path / "b")
+    assert read_tensor(second, "t").tolist() == [float(ord("b"))] * 3
+    cut = (tmp_path / "c").read_bytes()[:-4]
+    (tmp_path / "c").write_bytes(cut)
+    with pytest.raises(CorruptFileError, match="truncated") as refused:
+        read_header(tmp_path / "c")
+    assert refused.value.where == tmp_path / "c" or str(tmp_path / "c") in str(refused.value)

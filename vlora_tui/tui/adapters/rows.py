@@ -85,6 +85,11 @@ class Row:
 
     def cells(self) -> list[Cell]:
         """One cell for each of `COLUMNS`."""
+        return self._cells
+
+    @cached_property
+    def _cells(self) -> list[Cell]:
+        """Made once: a table measures all of its rows whenever one comes."""
         quiet = "muted" if self.error is not None else ""
         return [
             (clean(self.name), "muted" if self.error is not None else "accent" * self.is_subspace),
@@ -102,22 +107,12 @@ class Row:
 
     def sort_key(self, column: str) -> tuple[Any, ...]:
         """What a column sorts by: what is not known comes last."""
-        info = self.info
-        values: dict[str, Any] = {
-            "name": by_number(self.name),
-            "base": self.base and self.base.casefold(),
-            "rank": info and info.rank,
-            "alpha": info and info.alpha,
-            "modules": info.modules if info else None,
-            "applies": None if self.applies is None else self.applies.applied,
-            "dtype": info and info.dtype,
-            "size": self.nbytes or None,
-            "group": self.group,
-            "findings": self._gravity(),
-            "tensors": self._tensors_cell()[0],
-        }
-        value = values[column]
-        return (value is None, value if value is not None else 0, values["name"])
+        value = self._numbered if column == "name" else _SORTED_BY[column](self)
+        return (value is None, value if value is not None else 0, self._numbered)
+
+    @cached_property
+    def _numbered(self) -> tuple[Any, ...]:
+        return by_number(self.name)
 
     def text(self) -> str:
         """The row for copying: the path, then what is known."""
@@ -227,6 +222,18 @@ def ordered(rows: Sequence[Row], column: str, descending: bool) -> list[Row]:
     return [*with_value, *(reversed(without_value) if descending else without_value)]
 
 
+_SORTED_BY: dict[str, Callable[[Row], Any]] = {
+    "base": lambda row: row.base and row.base.casefold(),
+    "rank": lambda row: row.info and row.info.rank,
+    "alpha": lambda row: row.info and row.info.alpha,
+    "modules": lambda row: row.info.modules if row.info else None,
+    "applies": lambda row: None if row.applies is None else row.applies.applied,
+    "dtype": lambda row: row.info and row.info.dtype,
+    "size": lambda row: row.nbytes or None,
+    "group": lambda row: row.group,
+    "findings": lambda row: row._gravity(),
+    "tensors": lambda row: row._tensors_cell()[0],
+}
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

@@ -16,7 +16,8 @@ from vlora_engine.catalog.scanner import AdapterInfo, Finder, closed_findings, w
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.rows import Row
 
-BATCH_SECONDS = 0.15
+BATCH_SECONDS = 0.15  # before the second batch; each further one takes twice as long ...
+MOST_SECONDS = 1.0  # ... up to this, since all rows are sorted and measured for each
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Scanner:
 
     def _look(self, folder: str, finder: Finder, on_news: Callable[[Batch | Ended], None]) -> None:
         batch, last, closed_before = Batch(), 0.0, len(finder.closed)
+        wait = BATCH_SECONDS
         for found in finder.look(folder):
             if isinstance(found, AdapterInfo):
                 self._infos.append(found)
@@ -91,8 +93,9 @@ class Scanner:
                 batch.subspaces.append(subspace_row(found))
             if self.stopped:
                 break
-            if time.monotonic() - last > BATCH_SECONDS:
+            if time.monotonic() - last > wait:
                 on_news(batch)
+                wait = min(2 * wait, MOST_SECONDS) if last else wait
                 batch, last = Batch(), time.monotonic()
         batch.closed.extend(_closed_rows(finder.closed[closed_before:]))
         on_news(batch)

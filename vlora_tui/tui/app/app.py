@@ -54,6 +54,9 @@ if TYPE_CHECKING:
         return app
 
 
+LATE_SECONDS = 1.0  # after which jobs and drafts are looked for though places are still scanned
+
+
 class Step(NamedTuple):
     """A step: its key, its name, and where its view lives."""
 
@@ -122,6 +125,8 @@ class VLoRAApp(BaseApp):
         self.drafts = DraftKeeper(self, self.session, self._step_id, self.offer_draft)
         self.jobs = JobClient(self, self.session)
         self._showing = asyncio.Lock()
+        self._looked_back = False
+        self._early: str | None = ""  # the step asked for before there was any; None afterwards
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
@@ -137,8 +142,25 @@ class VLoRAApp(BaseApp):
     async def _begin(self) -> None:
         """The first step, once there is something to see; then what can wait."""
         await self.show_step("adapters")
+        wanted, self._early = self._early, None
+        if wanted:
+            await self.show_step(wanted)
         self.call_after_refresh(self.after_first_paint)
-        self.call_after_refresh(self.jobs.open)
+        if self.start_paths or self.recipe is not None or self.demo is not None:
+            self.set_timer(LATE_SECONDS, self.look_back)  # the list comes first
+        else:
+            self.call_after_refresh(self.look_back)
+
+    def look_back(self) -> None:
+        """Look for jobs and drafts of earlier sessions, once."""
+        if not self._looked_back:
+            self._looked_back = True
+            self.drafts.look()
+            self.jobs.open()
+
+    async def scanned(self) -> None:
+        await super().scanned()
+        self.look_back()
 
     @cached_property
     def bad_adapters(self) -> BadAdapterPrompt:
@@ -296,7 +318,10 @@ class VLoRAApp(BaseApp):
             bar.show(view.step if view else 1, self.session.title(), job)
 
     async def action_step(self, step_id: str) -> None:
-        await self.show_step(step_id)
+        if self._early is None:
+            await self.show_step(step_id)
+        else:
+            self._early = step_id
 
     def action_copy_row(self) -> None:
         self._copy(self.view.row_text() if self.view else None, "No row to copy.")

@@ -103,7 +103,6 @@ class BaseApp(FaultNet):
     def after_first_paint(self) -> None:
         """What can wait until there is something to see."""
         self._check_keys()
-        self.drafts.look()
         if self.recipe is not None:
             self.open_recipe(self.recipe)
         elif self.demo is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +14,6 @@ from vlora_tui.utils.config import load_config
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
-
-HEADLESS = "vlora-tui run --headless PATHS -o DIR"
 
 
 class NoTerminalError(InputError):
@@ -28,7 +27,7 @@ def start(
     ascii_only: bool | None = None,
     theme: str | None = None,
     demo: str | None = None,
-    instead: str = HEADLESS,
+    instead: str = "",
 ) -> int:
     """Open the interface and return its exit code when it is left.
 
@@ -36,12 +35,13 @@ def start(
         paths: Folders to look into at once.
         recipe: A recipe, or the file of one, to open on.
         demo: Where to make the demo collection, to open on that.
-        instead: The command that does the work without the interface, for the refusal.
+        instead: The command that does the work without the interface, for the refusal; by
+            default the one that builds.
 
     Raises:
         NoTerminalError: stdin or stderr is no terminal, or it is a dumb one.
     """
-    require_terminal(instead)
+    require_terminal(instead or headless(paths))
     loaded = None
     if isinstance(recipe, str | Path):
         from vlora_tui.recipe.reader import load_recipe
@@ -60,12 +60,19 @@ def start(
     return app.return_code or 0
 
 
-def require_terminal(instead: str = HEADLESS) -> None:
+def headless(paths: Sequence[str] = ()) -> str:
+    """The command that builds without the interface, from these places."""
+    places = shlex.join(paths[:3]) if paths else "PATHS"
+    return f"vlora-tui run --headless {places} -o DIR"
+
+
+def require_terminal(instead: str = "") -> None:
     """Refuse to open the interface where nobody could see or use it.
 
     Raises:
         NoTerminalError: It says what is missing and which command does without.
     """
+    instead = instead or headless()
     missing = [
         name
         for name, stream in (("stdin", sys.stdin), ("stderr", sys.stderr))

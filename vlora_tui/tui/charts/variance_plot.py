@@ -8,16 +8,19 @@ so that a key costs a copy of some cells and never a plot.
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.segment import Segment
 from rich.style import Style
-from rich.text import Text
+from rich.text import Span, Text
 
 from vlora_tui.utils.formatting import size as byte_words
 
@@ -110,11 +113,35 @@ def variance_chart(
     return made
 
 
+def segments(chart: Text) -> list[list[Segment]]:
+    """The lines of a chart; its spans lie one behind the other, which Rich does not know."""
+    lines: list[list[Segment]] = [[]]
+    plain, at = chart.plain, 0
+    for start, end, style in chart.spans:
+        if start > at:
+            lines.append([])  # between two runs there is nothing but the end of a line
+        lines[-1].append(Segment(plain[start:end], style if isinstance(style, Style) else None))
+        at = end
+    return lines if chart.spans else [[Segment(plain)]]
+
+
 def prepare() -> None:
     """Load plotext, off the event loop, before the first chart wants it."""
-    import plotext
+    _plotext().terminal.limit(False, False)
 
-    plotext.terminal.limit(False, False)
+
+def _plotext() -> Any:
+    """plotext without its documentation, which takes three times as long to load as the rest."""
+    unread = ModuleType("plotext._doc.doc")
+    vars(unread)["docs"] = None
+    if "plotext" not in sys.modules:
+        sys.modules.setdefault(unread.__name__, unread)
+    try:
+        import plotext
+    finally:
+        if sys.modules.get(unread.__name__) is unread:
+            del sys.modules[unread.__name__]
+    return plotext
 
 
 @dataclass
@@ -150,19 +177,21 @@ class Canvas:
             self.band[y + row][x:end] = other.band[row]
 
     def text(self, look: Look) -> Text:
-        """The cells as rich Text, runs of one style merged."""
-        text = Text(no_wrap=True, overflow="crop", end="")
-        for y, (chars, roles, band) in enumerate(
-            zip(self.chars, self.roles, self.band, strict=True)
-        ):
-            if y:
-                text.append("\n")
+        """The cells as rich Text, runs of one style merged; a span for every run, line by line."""
+        styles: dict[tuple[str, bool], Style] = {}
+        plain, spans, at = [], [], 0
+        for chars, roles, band in zip(self.chars, self.roles, self.band, strict=True):
             for run, role, inside in _runs(chars, roles, band):
-                style = look.styles.get(role, Style.null())
-                if inside and look.band is not None:
-                    style = style + look.band
-                text.append(run, style)
-        return text
+                if (role, inside) not in styles:
+                    tint = look.band if inside else None
+                    styles[role, inside] = look.styles.get(role, Style.null()) + tint
+                plain.append(run)
+                spans.append(Span(at, at + len(run), styles[role, inside]))
+                at += len(run)
+            plain.append("\n")
+            at += 1
+        text = "".join(plain).removesuffix("\n")
+        return Text(text, no_wrap=True, overflow="crop", end="", spans=spans)
 
 
 @dataclass(frozen=True)
@@ -324,8 +353,7 @@ def rasterise(
         roles: One for each curve; the later curve is on top. letters: What each is drawn with;
             braille where none are given.
     """
-    import plotext
-
+    plotext = _plotext()
     plotext.terminal.limit(False, False)
     figure = plotext.figure
     figure.clear()

@@ -15,7 +15,14 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.charts.size_plot import SizeData, SizeMarks, size_chart
-from vlora_tui.tui.charts.variance_plot import ROLES, Look, Marks, VarianceData, variance_chart
+from vlora_tui.tui.charts.variance_plot import (
+    ROLES,
+    Look,
+    Marks,
+    VarianceData,
+    segments,
+    variance_chart,
+)
 from vlora_tui.tui.widgets.bindings import hidden
 
 NEAR = 8  # cells between two stretches that are cheaper painted than jumped over
@@ -115,8 +122,7 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
         """The chart as strips; the way through Textual's markup would cost ten times as much."""
         width, height = self.size
         base = self.rich_style
-        text = self.draw((width, height), self.look)
-        lines = list(Segment.split_lines(text.render(self.app.console)))
+        lines = segments(self.draw((width, height), self.look))
         lines += [[] for _ in range(height - len(lines))]
         return [
             Strip(Segment.apply_style(line, base)).adjust_cell_length(width, base) for line in lines

@@ -161,13 +161,20 @@ class LayerTables:
 
     def top(self, method: str) -> int:
         """The largest k that any layer has."""
-        return max(self.layer_top(name, method) for name in self.measured)
+        method = self.basis(method)
+        return self._once(
+            ("top", method), lambda: max(self._own_top(name, method) for name in self.measured)
+        )
 
     def layer_top(self, layer: str, method: str) -> int:
         """The largest k of a layer; of all while it is not measured."""
         method = self.basis(method)
         if layer not in self.spectra.layers:
             return self.top(method)
+        return self._own_top(layer, method)
+
+    def _own_top(self, layer: str, method: str) -> int:
+        """The largest k of a measured layer in a method with k."""
         table = self.spectra.table(layer, method)
         return max(1, table.max_a, table.max_b)
 

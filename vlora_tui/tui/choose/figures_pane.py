@@ -99,6 +99,7 @@ class FiguresPane(Widget, can_focus=True):
         self.sheet = Sheet()
         self.brief = False
         self._shown = Lines()  # as they were rendered last
+        self._ahead: tuple[object, Text] | None = None  # rendered before Textual asks, and of what
         self._cursor = 0
         self._top = 0  # lines that are scrolled away, where not all fit
 
@@ -112,7 +113,9 @@ class FiguresPane(Widget, can_focus=True):
         if not self.size:
             self.refresh()
             return
-        after = self.render().split("\n", allow_blank=True)
+        text = self.render()
+        self._ahead = self._state, text
+        after = self._shown
         if len(before) != len(after):
             self.refresh()
             return
@@ -120,7 +123,7 @@ class FiguresPane(Widget, can_focus=True):
         changed = [
             Region(0, y, width, 1)
             for y, (old, new) in enumerate(zip(before, after, strict=True))
-            if old.markup != new.markup
+            if old != new
         ]
         if changed:
             self.refresh(*changed)
@@ -157,9 +160,17 @@ class FiguresPane(Widget, can_focus=True):
         return "\t".join(f"{name} {text}".strip() for name, text in cells.items() if text)
 
     def render(self) -> Text:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == self._state:
+            return ahead[1]
         text = self._rendered()
         self._shown = text.split("\n", allow_blank=True)
         return text
+
+    @property
+    def _state(self) -> tuple[object, ...]:
+        """All that decides what is rendered, the colours apart."""
+        return self.sheet, self.size, self.has_focus, self._cursor, self._top, self.brief
 
     def _rendered(self) -> Text:
         width, height = self.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,12 +82,16 @@ class ChooseView(View):
     def on_mount(self) -> None:
         self.figures = BackgroundFigures(self, self.redraw, self._wants_curves)
         self.editor = ChoiceEditor(self.session, self.figures, self._say, self.redraw)
-        self.set_class(self.host.ascii_only, "-ascii")
         self.query_one(AdvicePane).keys = tuple(map(self._key, CONTROLS))
         self.run_worker(prepare, thread=True, group="plots")
 
     def compose(self) -> ComposeResult:
         ascii_only = self.host.ascii_only
+        sized = _sized(*self.app.size)
+        if not sized["-narrow"]:
+            self._front = BESIDE[0]  # where the focus goes
+        # Before there are panes, so that these are styled once.
+        self._arrange({"-ascii": ascii_only, **sized}, update=False)
         yield Static("", id="choose-wait", markup=False)
         yield AdvicePane(ascii_only=ascii_only, id="choose-advice")
         yield PaneTabs(id="choose-tabs")
@@ -242,7 +247,7 @@ class ChooseView(View):
                 if self.has_class("-narrow"):
                     self._focus_front("figures")
                 self._lower = "figures"
-                self._front_classes()
+                self._arrange()
                 self.editor.show_as(opened=not self.editor.shown.opened, editing=False)
             else:
                 self.editor.toggle_layer_k()
@@ -382,9 +387,7 @@ class ChooseView(View):
 
     def _size_classes(self, width: int, height: int) -> None:
         """Three panes, one pane with tabs, or one without borders: by the terminal's size."""
-        self.set_class(width < 100 or height < 26, "-narrow")
-        self.set_class(width < 70 or height < 18, "-tiny")
-        self._front_classes()
+        self._arrange(_sized(width, height))
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         if event.widget.id in PANES:
@@ -591,15 +594,17 @@ class ChooseView(View):
         self._front = name
         if name in LOWER:
             self._lower = name
-        self._front_classes()
+        self._arrange()
         if (self._front, self._lower) != before and self.figures.tables is not None:
             self.redraw()
 
-    def _front_classes(self) -> None:
-        for name in PANES:
-            self.set_class(name == self._front, f"-front-{name}")
-        for name in LOWER:
-            self.set_class(name == self._lower, f"-lower-{name}")
+    def _arrange(self, also: Mapping[str, bool] | None = None, *, update: bool = True) -> None:
+        """Set the classes that say which panes are in sight, all at once: each time every pane is
+        styled anew.
+        """
+        front = {f"-front-{name}": name == self._front for name in PANES}
+        lower = {f"-lower-{name}": name == self._lower for name in LOWER}
+        self.update_classes({**front, **lower, **(also or {})}, update=update)
 
     def _draw_tabs(self, figures: Figures | None) -> None:
         tabs = [Tab(name, PANE_NAMES[name]) for name in PANES]
@@ -614,3 +619,10 @@ class ChooseView(View):
             self._doing = doing
             for name in LOWER:
                 self._pane(name).border_title = doing and doing + dots
+
+
+def _sized(width: int, height: int) -> dict[str, bool]:
+    """The classes that a terminal of this size asks for: three panes, one pane with tabs, or one
+    without borders.
+    """
+    return {"-narrow": width < 100 or height < 26, "-tiny": width < 70 or height < 18}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from textual.message import Message
@@ -19,8 +21,18 @@ if TYPE_CHECKING:
 
     from vlora_engine.spectra.tables import Spectra
 
-QUIET_SECONDS = 0.2  # after the last key, before what stands beside the choice is worked out
+QUIET_SECONDS = 0.2  # after the last key, before the choice itself is worked out exactly
+RESTED = 5  # so many of these before what stands beside it is: each press makes that anew
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """A choice to work out; ``curves`` in sight and what stands ``beside`` it, too."""
+
+    choosing: CompressionTarget
+    curves: bool
+    beside: bool
 
 
 class FiguresComputed(Message):
@@ -58,7 +70,7 @@ class BackgroundFigures:
         self._redraw = redraw
         self._wants_curves = wants_curves
         self._working = False
-        self._wanted: tuple[CompressionTarget, bool] | None = None
+        self._wanted: _Wanted | None = None
         self._quiet: Timer | None = None
         self._more_arrived = False
         self._arriving: Timer | None = None
@@ -71,7 +83,9 @@ class BackgroundFigures:
     @property
     def at_work(self) -> bool:
         """Whether anything is still to be worked out."""
-        return self._working or self._quiet is not None or self._lacks()
+        return (
+            self._working or self._quiet is not None or self._lacks_curves() or self._lacks_beside()
+        )
 
     def look_up(self, spectra: Spectra) -> Figures | None:
         """The figures of the present choice, about or exactly; None where nothing is known."""
@@ -113,24 +127,29 @@ class BackgroundFigures:
         return self._session.choosing.is_coded and self._session.is_coding_under_way
 
     def work(self) -> None:
-        """Have what is missing worked out: the choice at once, the rest when keys are quiet.
-
-        A choice that is about known can wait for that quiet, too.
+        """Have what is missing worked out: the choice at once, or when keys are quiet where it is
+        about known; curves then, too; and what stands beside it once keys rest.
         """
         if self._quiet is not None:
             self._quiet.stop()
             self._quiet = None
         if self._is_under_way:
             if self.sizes is not None and self.sizes.is_unread:
-                self._compute(beside=False)
+                self._compute()
         elif self._session.cached_figures() is None:
             about = self.sizes is not None and self.sizes.estimate(self._session.choosing)
             if about is None:
-                self._compute(beside=False)
+                self._compute()
             else:
                 self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
-        elif not self._is_arriving and self._lacks():
-            self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
+        elif self._is_arriving:
+            return
+        elif self._lacks_curves():
+            self._quiet = self._view.set_timer(QUIET_SECONDS, partial(self._compute, curves=True))
+        elif self._lacks_beside():
+            self._quiet = self._view.set_timer(
+                RESTED * QUIET_SECONDS, partial(self._compute, curves=True, beside=True)
+            )
 
     def beside(self) -> list[CompressionTarget]:
         """What stands beside the present choice: pins, other methods at its error, presets."""
@@ -142,61 +161,65 @@ class BackgroundFigures:
             wanted = [choice for choice in wanted if not choice.is_coded]
         return wanted
 
-    def _lacks(self) -> bool:
-        """Whether anything beside the present choice is not worked out."""
-        unread = self.sizes is not None and self.sizes.is_unread
-        curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
-        if self.sizes is not None and self.sizes.has_more and not curves:
-            curves = self._session.choosing.method in CODED_METHODS and (
-                self._session.choosing.method in self.sizes.waiting
-            )
-        cached = self._session.cached_figures
-        return unread or curves or any(cached(choice) is None for choice in self.beside())
+    def _lacks_curves(self) -> bool:
+        """Whether tables are not read yet, or curves that are in sight not worked out."""
+        sizes, method = self.sizes, self._session.choosing.method
+        if sizes is None:
+            return False
+        coded = method in CODED_METHODS and method in sizes.waiting
+        return sizes.is_unread or (sizes.has_more and (coded or self._wants_curves()))
 
-    def _compute(self, beside: bool = True) -> None:
+    def _lacks_beside(self) -> bool:
+        """Whether anything beside the present choice is not worked out."""
+        cached = self._session.cached_figures
+        return any(cached(choice) is None for choice in self.beside())
+
+    def _compute(self, *, curves: bool = False, beside: bool = False) -> None:
         self._quiet = None
-        self._wanted = (self._session.choosing, beside)
+        if beside and not self._view.is_in_view:
+            return  # nobody sees it; the view asks again when it is shown
+        self._wanted = _Wanted(self._session.choosing, curves, beside)
         if not self._working:
             self._working = True
             self._view.run_worker(self._computing, thread=True, group="figures")
 
     def _computing(self) -> None:
-        """In a thread: the choice that is wanted, then what stands beside it, then curves."""
+        """In a thread: the choice that is wanted, then curves, then what stands beside it."""
         try:
             while (wanted := self._wanted) is not None:
                 sizes = self.sizes
                 if sizes is not None and sizes.is_unread:
                     sizes.read()
                     self._view.post_message(FiguresComputed(False))
-                if not (wanted[0].is_coded and self._session.is_coding_under_way):
-                    self._session.figures(wanted[0])
+                if not (wanted.choosing.is_coded and self._session.is_coding_under_way):
+                    self._session.figures(wanted.choosing)
                     self._view.post_message(FiguresComputed(False))
-                if wanted[1]:
-                    self._compute_beside(wanted)
+                self._compute_more(wanted)
                 if self._wanted is wanted:
                     self._wanted = None
         finally:
             self._working = False
             self._view.post_message(FiguresComputed(True))
 
-    def _compute_beside(self, wanted: tuple[CompressionTarget, bool]) -> None:
+    def _compute_more(self, wanted: _Wanted) -> None:
         sizes = self.sizes
         if sizes is None:
             return
 
         def changed() -> bool:
-            return self._wanted is not wanted
+            # Out of view nobody waits for it; the view asks again when it is shown.
+            return self._wanted is not wanted or not self._view.display
 
-        method = wanted[0].method
-        while wanted[0].is_coded and method in sizes.waiting and not changed():
-            if not sizes.work(changed, method):
+        method = wanted.choosing.method
+        while wanted.curves and method in CODED_METHODS and method in sizes.waiting:
+            if changed() or not sizes.work(changed, method):
                 break
             self._view.post_message(FiguresComputed(False))
-        for choosing in self.beside():
+        for choosing in self.beside() if wanted.beside else ():
             if changed():
                 return
             self._session.figures(choosing)
-        while self._wants_curves() and not changed() and sizes.work(changed):
+        while wanted.curves and self._wants_curves() and not changed() and sizes.work(changed):
             self._view.post_message(FiguresComputed(False))
 
     def computed(self, event: FiguresComputed) -> None:

@@ -288,12 +288,12 @@ class JobClient:
 
     def _read_spectra(self, views: list[JobView]) -> None:
         """Take layers that arrived since the last look into the session."""
-        from vlora_engine.spectra.tables import Spectra
-
         chosen, job_id = self.spectra_of, self.spectra_job
         view = next((v for v in views if v.job.id == job_id), None)
         if view is None or view.spectra is None:
             return
+        from vlora_engine.spectra.tables import Spectra
+
         path, current = Path(view.spectra), self._session.spectra
         try:
             moved = current is not None and current.path != path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from textual import events
 from textual.widget import Widget
 
@@ -20,6 +22,11 @@ class PaneView(View):
 
     least = (110, 26)  # columns and lines that all panes together need
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Before there are panes, so that these are styled once.
+        self.update_classes(self._sized(*self.app.size), update=False)
+
     def panes(self) -> list[Tab]:
         """The panes that there are now, in the order of Tab."""
         raise NotImplementedError
@@ -36,9 +43,15 @@ class PaneView(View):
         self.fit_to(*self.app.size)
 
     def fit_to(self, width: int, height: int) -> None:
+        was_one = self.has_class("one")
+        self.update_classes(self._sized(width, height))
+        if self.pane and self.has_class("one") != was_one:
+            self._mark(self.pane)
+
+    def _sized(self, width: int, height: int) -> dict[str, bool]:
         height -= FRAME
-        self.set_class(width < self.least[0] or height < self.least[1], "one")
-        self.set_class(height < 12, "short")
+        is_small = width < self.least[0] or height < self.least[1]
+        return {"one": is_small, "short": height < 12}
 
     def arranged(self) -> None:
         """The size has changed."""
@@ -95,8 +108,10 @@ class PaneView(View):
         for each in self.query(".pane"):
             each.set_class(each.id == pane, "current")
         wanted = self._pane_called(pane)
+        around = [] if wanted is None else wanted.ancestors_with_self
         for side in self.query(".side"):
-            side.set_class(wanted is None or side not in wanted.ancestors_with_self, "away")
+            # Said only where it counts: all panes in it are styled anew.
+            side.set_class(self.has_class("one") and side not in around, "away")
 
     def _pane_called(self, pane: str) -> Widget | None:
         """A pane by its id. Compared, not queried: no text is a selector that fails."""

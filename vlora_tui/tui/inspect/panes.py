@@ -92,14 +92,15 @@ class InspectPanes:
         """Draw everything."""
         session, state, view = self._session, self._state, self._view
         reason = view.not_ready()
-        view.set_class(reason is not None, "empty")
         view.query_one("#nothing", Static).update(reason or "")
         if reason is not None:
+            view.set_class(True, "empty")
             return
         if state.follow_spectra() and state.likeness is not None and session.spectra is not None:
             relate = partial(self._relate, state.likeness, session.spectra)
             view.run_worker(relate, thread=True, exclusive=True, group="kin")
-        view.set_class(state.likeness is None and not state.on_tasks, "bare")
+        is_bare = state.likeness is None and not state.on_tasks
+        view.update_classes({"empty": False, "bare": is_bare})  # at once: all is styled for each
         state.rows = self.findings.remarks(tasks=state.on_tasks)
         view.draw_tabs()
         self.draw_likeness()

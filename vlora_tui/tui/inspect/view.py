@@ -53,6 +53,11 @@ class InspectView(PaneView):
     least = (110, 30)
 
     def compose(self) -> ComposeResult:
+        spectra, manifest = self.session.spectra, self.session.manifest
+        related = spectra is not None and spectra.relations is not None
+        # Before there are panes, so that these are styled once.
+        first = {"bare": not related and manifest is None, "ascii": self.host.ascii_only}
+        self.update_classes(first, update=False)
         ascii_only = self.host.ascii_only
         yield Static(id="nothing", markup=False)
         yield PaneTabs(id="inspect-tabs")
@@ -75,7 +80,6 @@ class InspectView(PaneView):
         self.state = InspectState(self.session)
         self.contents = InspectPanes(self, self.state)
         self.navigation = Navigation(self, self.state, self.contents)
-        self.set_class(self.host.ascii_only, "ascii")
 
     # what the application asks
 

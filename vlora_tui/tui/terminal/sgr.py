@@ -16,6 +16,7 @@ _COLOUR = re.compile(r"[34][0-79]|9[0-7]|10[0-7]|[34]8:[\d:]*")  # one parameter
 _COLOUR_LENGTH = {"5": 2, "2": 4}  # parameters behind 38 or 48, by the kind of colour
 
 Look = tuple[str, str, frozenset[str]]
+SEEN_ON_BLANKS = frozenset({"4", "7", "9"})  # underline, reverse, struck through
 
 
 def without_colour(text: str) -> str:
@@ -63,6 +64,19 @@ def after(codes: str, before: Look) -> Look | None:
         else:
             return None
     return fore, back, marks
+
+
+@lru_cache(maxsize=4096)
+def blank_look(look: Look) -> Look:
+    """What is seen of a style on a blank: its ground alone, with no foreground, as a rule."""
+    return look if look[2] & SEEN_ON_BLANKS else ("", look[1], frozenset())
+
+
+def with_ground(current: Look | None, ground: str) -> Look:
+    """The style nearest to the present one in which a blank has this ground and nothing on it."""
+    if current is None or current[2] & SEEN_ON_BLANKS:
+        return PLAIN[0], ground, PLAIN[2]
+    return current[0], ground, current[2]
 
 
 @lru_cache(maxsize=4096)

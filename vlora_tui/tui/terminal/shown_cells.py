@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from rich.cells import get_character_cell_size
 
-from vlora_tui.tui.terminal.sgr import PLAIN, Look, after, change
+from vlora_tui.tui.terminal.sgr import PLAIN, Look, after, blank_look, change, with_ground
 
-Cell = tuple[str, Look]  # a character and how it looks
+Cell = tuple[str, Look]  # a character and how it looks; of a blank only what is seen of it
 Span = tuple[int, list[Cell]]  # the column where it begins, and its cells
 
 BEGIN, END = "\x1b[?2026h", "\x1b[?2026l"  # of an update that is to be shown at once
@@ -112,6 +112,8 @@ class ShownCells:
         """Cells behind each other, with a change of look where it changes."""
         out = []
         for character, look in cells:
+            if not look[0]:
+                look = with_ground(self._look, look[1])
             if look != self._look:
                 out.append(change(self._look, look))
                 self._look = look
@@ -151,7 +153,8 @@ def _read(text: str) -> tuple[dict[int, list[Span]], tuple[int, int] | None] | N
             if begins:
                 spans.setdefault(row, []).append((column, []))
                 begins = False
-            spans[row][-1][1].extend([(character, look) for character in words])
+            blank = blank_look(look)
+            spans[row][-1][1].extend([(c, blank if c == " " else look) for c in words])
             cursor = row, column + len(words)
     return spans, cursor if begins else None
 

@@ -34,10 +34,17 @@ class Screen:
             elif line:
                 self.row, self.column = self.row + 1, 1
             elif character:
-                self.cells[self.row, self.column] = character, tuple(sorted(self.pen.items()))
+                self.cells[self.row, self.column] = character, self._seen_on(character)
                 self.column += 1
             else:
                 self._draw_with(codes)
+
+    def _seen_on(self, character: str) -> tuple[tuple[str, str], ...]:
+        """The pen as far as it is seen: on a blank neither the foreground nor bold is."""
+        pen = self.pen
+        if character == " " and not pen.keys() & {"4", "7", "9"}:
+            pen = {what: code for what, code in pen.items() if what == "back"}
+        return tuple(sorted(pen.items()))
 
     def _draw_with(self, codes: str) -> None:
         for code in re.findall(r"[34]8;(?:5;\d+|2;\d+;\d+;\d+)|\d+", codes) or ["0"]:
