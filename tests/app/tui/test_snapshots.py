@@ -108,9 +108,9 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
         session.mark(path, True)
     spectra = Spectra.load(collection.spectra)
     spectra.overhead = dict.fromkeys(spectra.overhead, 4096)  # as long as the paths in a manifest
-    outlook = spectra.outlook()
-    assert outlook is not None
-    outlook.overhead = 256  # less than there is, so that curves reach into the chart
+    rate_tables = spectra.rate_tables()
+    assert rate_tables is not None
+    rate_tables.overhead = 256  # less than there is, so that curves reach into the chart
     session.set_spectra(spectra)
     app = VLoRAApp([str(collection.runs)], session=session, config=load_config({"theme": theme}))
     app.jobs.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted

@@ -23,8 +23,8 @@ from vlora_engine.spectra.choose import Choice, Prediction, choose
 from vlora_engine.spectra.tables import (
     Spectra,
     layer_file,
-    outlook_file,
     own_file,
+    rate_tables_file,
     write_layer,
 )
 from vlora_tui.pipeline.forecast import Coded
@@ -159,12 +159,12 @@ class TestMethods:
 
     def test_figures_are_those_of_the_tables(self, auto: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            outlook = auto.session.spectra.outlook()
+            rate_tables = auto.session.spectra.rate_tables()
             for method in ("auto", "own"):
-                forecast = outlook.solve(CompressionTarget(method, max_error=0.05))
+                forecast = rate_tables.solve(CompressionTarget(method, max_error=0.05))
                 text = auto.text(FiguresPane)
                 assert f"~{percent(float(forecast.errors.mean()))}" in text
-                assert f"~{size(outlook.nbytes(forecast))}" in text
+                assert f"~{size(rate_tables.nbytes(forecast))}" in text
                 await pilot.press("m")
                 await auto.settled(pilot)
 
@@ -173,13 +173,13 @@ class TestMethods:
     def test_beside_a_k_stands_what_auto_and_own_come_to_at_its_error(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await screen.settled(pilot)
-            outlook = screen.session.spectra.outlook()
+            rate_tables = screen.session.spectra.rate_tables()
             now = screen.session.figures().prediction
             error, text = float(f"{now.max_error:.4g}"), screen.text(FiguresPane)
             for method in ("auto", "own"):
-                forecast = outlook.solve(CompressionTarget(method, max_error=error))
-                assert f"~{size(outlook.nbytes(forecast))}" in text
-            auto = outlook.nbytes(outlook.solve(CompressionTarget("auto", max_error=error)))
+                forecast = rate_tables.solve(CompressionTarget(method, max_error=error))
+                assert f"~{size(rate_tables.nbytes(forecast))}" in text
+            auto = rate_tables.nbytes(rate_tables.solve(CompressionTarget("auto", max_error=error)))
             assert (
                 f"auto reaches {percent(now.max_error)} in {size(auto)} instead of "
                 f"{size(now.nbytes)} (m)."
@@ -231,15 +231,15 @@ class TestMethods:
             await auto.settled(pilot)
             curve = auto.view.query_one(CurvePane)
             assert "auto, against bytes" in str(curve.border_title)
-            data, outlook = curve.data, auto.session.spectra.outlook()
+            data, rate_tables = curve.data, auto.session.spectra.rate_tables()
             assert data.in_bytes
             assert data.layers == 4
             # The band at one size is that of the forecast with this size, layer by layer.
-            forecast = outlook.at("auto", 2.0**-8)
+            forecast = rate_tables.at("auto", 2.0**-8)
             shares = np.sort(forecast.layer_shares)
-            at = np.interp(outlook.nbytes(forecast), data.k, data.low)
+            at = np.interp(rate_tables.nbytes(forecast), data.k, data.low)
             assert at == pytest.approx(shares[0], abs=0.002)
-            at = np.interp(outlook.nbytes(forecast), data.k, data.median)
+            at = np.interp(rate_tables.nbytes(forecast), data.k, data.median)
             assert at == pytest.approx(np.median(shares), abs=0.002)
             now = auto.session.figures().prediction
             assert curve.marks.k == now.nbytes
@@ -328,7 +328,7 @@ class TestCurves:
             for ratio in (3.0, 4.0, 6.0):
                 one, own = (
                     sizes.estimate(
-                        CompressionTarget(m, budget=int(sizes.outlook.factor_bytes / ratio))
+                        CompressionTarget(m, budget=int(sizes.rate_tables.factor_bytes / ratio))
                     )
                     for m in ("auto", "own")
                 )
@@ -399,7 +399,7 @@ class TestCurves:
         while sizes.work(lambda: next(calls) % 3 == 0):  # put off again and again
             pass
         about = sizes.estimate(choosing).prediction
-        exact = Coded.of(spectra.outlook(), choosing).prediction
+        exact = Coded.of(spectra.rate_tables(), choosing).prediction
         assert about.nbytes == pytest.approx(exact.nbytes, rel=0.05)
         assert about.mean_error == pytest.approx(exact.mean_error, rel=0.05)
         assert about.max_error == pytest.approx(exact.max_error, rel=0.15)
@@ -455,16 +455,16 @@ class TestWhoSharesWhoLoses:
         screen.use(steps)
 
     def test_a_few_layers_are_named_and_a_group_without_any_says_so(self, measured: Path) -> None:
-        outlook = Spectra.load(measured).outlook()
+        rate_tables = Spectra.load(measured).rate_tables()
         short = {name: name.removeprefix("transformer.h.") for name in MODULES}
-        outlook.groups = {0: outlook.groups[0]}
+        rate_tables.groups = {0: rate_tables.groups[0]}
         told = sharing_text(
-            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+            Coded.of(rate_tables, CompressionTarget("auto", max_error=0.05)), short
         ).plain
-        assert f"in {short[outlook.layers[0].name]}\n" in told
-        outlook.groups = {}
+        assert f"in {short[rate_tables.layers[0].name]}\n" in told
+        rate_tables.groups = {}
         told = sharing_text(
-            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+            Coded.of(rate_tables, CompressionTarget("auto", max_error=0.05)), short
         ).plain
         assert "share nothing: at this error coding each alone is smaller" in told
         assert "Sharing saves nothing at this error" in told
@@ -592,7 +592,7 @@ class TestWhatIsMissing:
         place = gather(recipe).spectra_dir(MEASURED)
         shutil.copytree(measured, place)
         assert core_job_client.cached_spectra(recipe) is not None
-        outlook_file(place).unlink()
+        rate_tables_file(place).unlink()
         assert core_job_client.cached_spectra(recipe) is None
         SpectraRun(recipe, lambda event: None).execute()
         assert core_job_client.cached_spectra(recipe) is not None
@@ -675,14 +675,14 @@ class TestArriving:
         """Spectra of two of four layers, and what has more of them arrive."""
         folder = Path(shutil.copytree(measured, tmp_path / "partial"))
         whole = Spectra.load(measured)
-        outlook_file(folder).unlink()
+        rate_tables_file(folder).unlink()
         for i in range(4):
             layer_file(folder, i).unlink()
         opened = Opened(None, method="auto", max_error=0.05)
 
         def arrive(i: int) -> None:
-            outlook = whole.outlook()
-            save_own_table(own_file(folder, i), outlook.layers[i])
+            rate_tables = whole.rate_tables()
+            save_own_table(own_file(folder, i), rate_tables.layers[i])
             table = whole.layers[whole.layer_names[i]]
             write_layer(folder, i, replace(table, methods={"delta": table.methods["delta"]}))
 
@@ -708,8 +708,8 @@ class TestArriving:
             assert "smaller than the originals  from 2 of 4 layers" in first
             assert "[ w Build ]" in first
             before = curve.marks.k
-            exact = whole.outlook().solve(CompressionTarget("own", max_error=0.05))
-            assert before == pytest.approx(whole.outlook().nbytes(exact), rel=0.25)
+            exact = whole.rate_tables().solve(CompressionTarget("own", max_error=0.05))
+            assert before == pytest.approx(whole.rate_tables().nbytes(exact), rel=0.25)
             await pilot.press("right_square_bracket")
             assert opened.goal == ("max_error", 0.045)
             assert curve.marks.k > before
@@ -733,13 +733,13 @@ class TestArriving:
             assert curve.data.layers == 4
             assert "sharing not measured yet" in advice.plain()
             assert "~" in advice.plain().split("\n")[0]
-            whole.outlook().save(outlook_file(spectra.path))
+            whole.rate_tables().save(rate_tables_file(spectra.path))
             assert spectra.refresh()
             opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             assert [w.region for w in view.walk_children() if w.id is not None] == places
-            exact = whole.outlook().solve(CompressionTarget("auto", max_error=0.05))
-            nbytes = size(whole.outlook().nbytes(exact))
+            exact = whole.rate_tables().solve(CompressionTarget("auto", max_error=0.05))
+            nbytes = size(whole.rate_tables().nbytes(exact))
             assert f"auto, worst 5 %: {nbytes}, " in advice.plain()
 
         opened.use(steps)
@@ -752,7 +752,7 @@ class TestArriving:
         arrive(2)
         arrive(3)
         spectra = opened.session.spectra
-        whole.outlook().save(outlook_file(spectra.path))
+        whole.rate_tables().save(rate_tables_file(spectra.path))
         spectra.refresh()
 
         async def steps(pilot: Any) -> None:
@@ -883,8 +883,8 @@ class TestSizesOfTerminals:
 
 def test_names_from_files_draw_nothing_but_themselves(measured: Path) -> None:
     spectra = Spectra.load(measured)
-    outlook = spectra.outlook()
-    outlook.tasks = [f"[b]{name}\x1b[2J" for name in outlook.tasks]
+    rate_tables = spectra.rate_tables()
+    rate_tables.tasks = [f"[b]{name}\x1b[2J" for name in rate_tables.tasks]
     opened = Opened(spectra, method="auto")
 
     async def steps(pilot: Any) -> None:
