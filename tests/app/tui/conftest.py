@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from vlora_tui.tui.app import fault_net
+from vlora_tui.tui.app.base_app import BaseApp
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +29,17 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     yield caught
     if caught:
         pytest.fail("the interface had faults:\n" + "".join(traceback.format_exception(caught[0])))
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What applications of this test say in messages, in order."""
+    said: list[str] = []
+    notify = BaseApp.notify
+
+    def noted(self: BaseApp, message: str, **given: Any) -> None:
+        said.append(message)
+        notify(self, message, **given)
+
+    monkeypatch.setattr(BaseApp, "notify", noted)
+    return said

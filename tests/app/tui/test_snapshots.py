@@ -21,7 +21,7 @@ from textual.pilot import Pilot
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerCancelled
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, screen_strips
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
@@ -147,7 +147,7 @@ def picture(app: App[Any]) -> list[str]:
     """The screen as lines of text, then each line's styles, then what the letters stand for."""
     lines, runs = [], []
     letters: dict[str, str] = {}
-    for strip in app.screen._compositor.render_strips():
+    for strip in screen_strips(app):
         lines.append("|" + "".join(segment.text for segment in strip) + "|")
         cells = [(_look(segment.style), segment.cell_length) for segment in strip]
         found = []

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from textual.events import Key
 
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import Steps, run, screen_lines
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
@@ -86,7 +86,7 @@ class Opened:
         return "\n".join(widget.render_line(y).text for y in range(widget.size.height))
 
     def screen_lines(self) -> list[str]:
-        return [strip.text for strip in self.app.screen._compositor.render_strips()]
+        return screen_lines(self.app)
 
     def asked_words(self) -> str:
         return str(self.app.screen.query_one(".words").render())

@@ -19,7 +19,7 @@ from textual.widgets import Static
 from textual.worker import WorkerCancelled
 
 from tests.app.conftest import Cli
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import Steps, cells, run
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
@@ -37,7 +37,6 @@ from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.export import recipes as export_recipes
-from vlora_tui.tui.export.preview import PreviewPane
 from vlora_tui.tui.export.settings import MERGES, Settings, tasks_of
 from vlora_tui.tui.export.view import ExportView
 from vlora_tui.tui.widgets.buttons import Buttons
@@ -128,9 +127,7 @@ def words(pilot: Pilot[Any], which: str) -> str:
 
 def rows(pilot: Pilot[Any]) -> list[list[str]]:
     table: Table[Any] = pilot.app.query_one("#row-table", Table)
-    return [
-        [text for text, _ in pilot.app.query_one(PreviewPane)._cells(row)] for row in table.rows
-    ]
+    return cells(table)
 
 
 def buttons(pilot: Pilot[Any]) -> str:
@@ -326,15 +323,16 @@ def test_marks_move_the_preview(opened: Session) -> None:
     use(opened, steps)
 
 
-def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(marked: Session) -> None:
+def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(
+    marked: Session, messages: list[str]
+) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         screen = view(pilot)
         screen.editor.settings = replace(screen.editor.settings, doing="export")
         screen.planner.replan = lambda *_: None  # type: ignore[method-assign]  # it comes later
         await pilot.press("plus", "w")
         await settle(pilot)
-        said = [notification.message for notification in pilot.app._notifications]
-        assert any("Nothing" in message for message in said), said
+        assert any("Nothing" in message for message in messages), messages
         assert not pilot.app.started
 
     use(marked, steps)
