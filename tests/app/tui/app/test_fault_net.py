@@ -200,7 +200,7 @@ def test_a_fault_at_every_refresh_ends_it_in_good_order(
         widget = Never()
         await application.view.mount(widget)
         application.set_interval(0.001, widget.refresh)
-        while not application._exit:
+        while application.return_code is None:
             await pilot.pause()
 
     run(application, steps)
