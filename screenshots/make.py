@@ -89,7 +89,7 @@ async def interface(folder: str) -> None:
         look("adapters")
         await pilot.press("2")
         await until(lambda: app.session.spectra is not None and app.session.spectra.complete)
-        await until(lambda: app.session.spectra.outlook() is not None)
+        await until(lambda: app.session.spectra.rate_tables() is not None)
         await until(lambda: not app.view.figures.at_work)
         look("choose-k")
         await pilot.press("S")

@@ -79,10 +79,10 @@ def test_what_coding_costs_is_told_without_torch(
         "from vlora_engine.spectra.tables import Spectra\n"
         "from vlora_tui.pipeline.forecast import Coded\n"
         f"spectra = Spectra.load({str(place)!r})\n"
-        "outlook = spectra.outlook()\n"
-        "assert {c.method for c in curves(spectra, outlook)} >= {'auto', 'own', 'delta', 'nf4'}\n"
-        "assert Coded.of(outlook, CompressionTarget('auto', max_error=0.05)).losses\n"
-        "assert list(ladder(outlook, 'own'))",
+        "tables = spectra.rate_tables()\n"
+        "assert {c.method for c in curves(spectra, tables)} >= {'auto', 'own', 'delta', 'nf4'}\n"
+        "assert Coded.of(tables, CompressionTarget('auto', max_error=0.05)).losses\n"
+        "assert list(ladder(tables, 'own'))",
     )
     assert "vlora_engine" in loaded
     assert not {"torch", "textual", "typer"} & loaded

@@ -1,12 +1,14 @@
 """The order of the packages: every import points down, and what is put off has a reason.
 
 Imports inside functions and under TYPE_CHECKING count like any other. A package's face
-(``__init__.py``) that hands on names by `lazy_names` imports nothing.
+(``__init__.py``) that hands on names by `lazy_names` imports nothing; who takes such a name from it
+imports the module where it lives.
 """
 
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, FreshPython
 
 # Bottom up: a module imports only what stands above it in this list, or lies in its own package.
 ORDER = [
@@ -102,19 +104,53 @@ SLOW = {
     "typer",
     "yaml",
 }
-# What is put off for another reason.
+# Libraries that are put off for another reason.
 EXCUSED = {
-    "vlora_engine.doctor": "a face: all rules are loaded when they are asked for",
     "vlora_tui.cli.errors": "traceback, of a fault of ours alone",
     "vlora_tui.tui.terminal.driver": "select, which Windows has for sockets alone",
     "vlora_tui.utils.locking": "fcntl, which Windows has not",
     "vlora_tui.utils.paths": "platformdirs, which --help does without",
     "vlora_tui.utils.config": "platformdirs, which --help does without",
 }
-# What answers within a tenth of a second (--help, the first screen) puts off our own modules, too.
-AT_ONCE = ("vlora_tui.cli", "vlora_tui.tui.app", "vlora_tui.tui.core")
 
-# The modules that put an import off, and what they keep away from those who import them.
+# What loads when a help is asked for, the whole one or a command's: it has to come at once.
+# Commands are tried in turn in one interpreter, each with our modules gone from it.
+HELPS = """
+import contextlib, io, json, sys
+from vlora_tui.cli.app import COMMANDS
+commands = {entry.module: name for name, entry in COMMANDS.items()}
+loaded = {}
+for words in (["--help"], *([name, "--help"] for name in commands.values())):
+    for name in [name for name in sys.modules if name.startswith("vlora")]:
+        del sys.modules[name]
+    with contextlib.redirect_stdout(io.StringIO()):
+        from vlora_tui.cli import main
+        assert main(words) == 0, words
+    loaded[" ".join(words)] = [name for name in sys.modules if name.startswith("vlora")]
+print(json.dumps(loaded))
+"""
+# And until the interface has painted something: it asks for its first step after that.
+FIRST_PAINT = """
+import asyncio, json, sys
+from vlora_tui.cli import main
+from vlora_tui.tui.app import start
+from vlora_tui.tui.app.app import VLoRAApp
+
+async def painted(app, step):
+    loaded.extend(name for name in sys.modules if name.startswith("vlora"))
+    app.exit()
+
+loaded = []
+start.require_terminal = lambda instead: None
+VLoRAApp.show_step = painted
+VLoRAApp.run = lambda app, mouse: asyncio.run(app.run_async(headless=True))
+assert main([]) == 0
+print(json.dumps({"first paint": loaded}))
+"""
+
+# The modules that put an import off, and what they keep away from those who import them: libraries,
+# and modules of OURS from a help or the first paint, on whose way they lie.
+OURS = "ours"
 LAZY = {
     "vlora_engine.adapters.model": "torch",
     "vlora_engine.catalog.subspace_tasks": "numpy torch",
@@ -145,6 +181,47 @@ LAZY = {
     "vlora_engine.utils.safetensors_file": "torch",
     "vlora_engine.utils.tensor_writer": "torch",
     "vlora_engine.utils.workers": "torch",
+    "vlora_tui.cli": "ours typer",
+    "vlora_tui.cli.answering": "typer",
+    "vlora_tui.cli.app": "ours",
+    "vlora_tui.cli.basis": "numpy ours safetensors torch",
+    "vlora_tui.cli.care": "numpy ours safetensors torch",
+    "vlora_tui.cli.compact": "numpy ours safetensors torch",
+    "vlora_tui.cli.compare": "numpy ours torch",
+    "vlora_tui.cli.compress": "numpy ours",
+    "vlora_tui.cli.config": "textual",
+    "vlora_tui.cli.convert": "ours",
+    "vlora_tui.cli.coverage": "numpy ours safetensors torch",
+    "vlora_tui.cli.csv_file": "ours",
+    "vlora_tui.cli.demo": "numpy ours",
+    "vlora_tui.cli.doctor": "ours",
+    "vlora_tui.cli.doctor_merged": "torch",
+    "vlora_tui.cli.environment": "tomllib torch",
+    "vlora_tui.cli.errors": "ours",
+    "vlora_tui.cli.eval": "numpy ours",
+    "vlora_tui.cli.eval_adapters": "numpy safetensors torch",
+    "vlora_tui.cli.execute": "numpy tomllib torch",
+    "vlora_tui.cli.export": "ours",
+    "vlora_tui.cli.flags": "ours tomllib",
+    "vlora_tui.cli.guide": "ours",
+    "vlora_tui.cli.hub": "numpy ours torch",
+    "vlora_tui.cli.hub_inputs": "ours",
+    "vlora_tui.cli.interface": "ours",
+    "vlora_tui.cli.interference": "numpy ours torch",
+    "vlora_tui.cli.jobs": "ours",
+    "vlora_tui.cli.look": "numpy ours",
+    "vlora_tui.cli.merge": "numpy ours tomllib",
+    "vlora_tui.cli.module": "numpy ours torch",
+    "vlora_tui.cli.output": "rich",
+    "vlora_tui.cli.plan": "numpy ours",
+    "vlora_tui.cli.progress": "rich",
+    "vlora_tui.cli.quantize": "ours",
+    "vlora_tui.cli.report": "numpy ours",
+    "vlora_tui.cli.resize": "ours",
+    "vlora_tui.cli.run": "ours tomllib",
+    "vlora_tui.cli.spectra": "numpy ours",
+    "vlora_tui.cli.table_flags": "ours",
+    "vlora_tui.cli.tasks": "ours",
     "vlora_tui.jobs.drafts": "tomli_w",
     "vlora_tui.jobs.runner": "numpy",
     "vlora_tui.pipeline.disk_space": "numpy",
@@ -159,7 +236,13 @@ LAZY = {
     "vlora_tui.report.comparison": "numpy torch",
     "vlora_tui.report.gather": "safetensors torch",
     "vlora_tui.tui.adapters.finding": "numpy",
+    "vlora_tui.tui.app.app": "ours",
+    "vlora_tui.tui.app.base_app": "ours",
+    "vlora_tui.tui.app.drafts": "tomllib",
+    "vlora_tui.tui.app.start": "rich textual tomllib",
     "vlora_tui.tui.charts.variance_plot": "plotext",
+    "vlora_tui.tui.core.job_client": "numpy ours tomllib",
+    "vlora_tui.tui.core.session": "numpy ours",
     "vlora_tui.tui.run.forms": "huggingface_hub",
     "vlora_tui.utils.config": "tomllib",
 }
@@ -183,6 +266,12 @@ class Tree:
 
     def __init__(self) -> None:
         self.files = dict(_files())
+        self.handed_on = {
+            f"{name}.{handed}": module
+            for name, path in self.files.items()
+            if path.name == "__init__.py"
+            for handed, module in _handed_on(path)
+        }
         self.imports = [i for name, path in self.files.items() for i in self._read(name, path)]
 
     def _read(self, name: str, path: Path) -> Iterator[Import]:
@@ -202,8 +291,18 @@ class Tree:
             return {self._known(alias.name) for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            return {self._known(f"{node.module}.{alias.name}") for alias in node.names}
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            return {self._known(name) for name in names} | self._homes(names)
         return set()
+
+    def _homes(self, names: list[str]) -> set[str]:
+        """Where the names live that packages hand on."""
+        homes = set()
+        for name in names:
+            while name in self.handed_on:
+                homes.add(self.handed_on[name])
+                name = f"{self.handed_on[name]}.{name.rpartition('.')[2]}"
+        return homes
 
     def _known(self, name: str) -> str:
         """The module of ours that `name` is or lies in, else the library."""
@@ -234,6 +333,21 @@ def _files() -> Iterator[tuple[str, Path]]:
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder.parent).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _handed_on(face: Path) -> Iterator[tuple[str, str]]:
+    """The names that a package hands on by `lazy_names`, and the module of each."""
+    for node in ast.walk(ast.parse(face.read_text("utf-8"))):
+        if isinstance(node, ast.Dict) and node.keys:
+            homes = ast.literal_eval(node)
+            yield from ((name, module) for module, names in homes.items() for name in names)
+
+
+@pytest.fixture(scope="module")
+def light_paths(fresh_python: FreshPython) -> dict[str, set[str]]:
+    """What answers at once, and the modules of ours that new interpreters loaded for it."""
+    answers = [json.loads(fresh_python(code).stdout) for code in (HELPS, FIRST_PAINT)]
+    return {what: set(loaded) for answer in answers for what, loaded in answer.items()}
 
 
 @pytest.fixture(scope="module")
@@ -348,27 +462,40 @@ def test_no_module_imports_itself_by_a_detour(tree: Tree) -> None:
     assert not sorted(below), "these import each other in a circle, or stand above one"
 
 
-def test_what_is_put_off_is_slow_to_load(tree: Tree) -> None:
-    """An import inside a function keeps a slow library away from who imports the module.
+def test_every_import_that_is_put_off_keeps_something_away(
+    tree: Tree, light_paths: dict[str, set[str]]
+) -> None:
+    """Of LAZY, import by import.
 
-    Where an answer is due at once it may keep away modules of ours; LAZY names all the others.
+    Either a slow library would come along, at once or by a detour, that who imports the module does
+    not have anyway; or the module is loaded for an answer that is due at once, and what it puts off
+    is not.
     """
     on_load = cache(tree.on_load)
     put_off: dict[str, set[str]] = {}
-    without_reason = []
+    without_reason, excused = [], set()
     for found in tree.imports:
         if not found.inside:
             continue
-        spared = on_load(found.imported) - on_load(found.importer)
-        if any(is_within(found.importer, package) for package in AT_ONCE):
-            if not spared and found.importer not in EXCUSED:
-                without_reason.append(str(found))
-            continue
-        put_off.setdefault(found.importer, set()).update(spared & SLOW)
-        if not spared & SLOW and found.importer not in EXCUSED:
+        kept_away = (on_load(found.imported) - on_load(found.importer)) & SLOW
+        is_ours = found.imported in tree.files
+        if not kept_away and is_ours and _is_kept_off_a_light_path(found, light_paths):
+            kept_away = {OURS}
+        if kept_away:
+            put_off.setdefault(found.importer, set()).update(kept_away)
+        elif not is_ours and found.importer in EXCUSED:
+            excused.add(found.importer)
+        else:
             without_reason.append(str(found))
     assert not without_reason
-    assert {name: " ".join(sorted(saved)) for name, saved in put_off.items() if saved} == LAZY
+    assert {name: " ".join(sorted(kept)) for name, kept in put_off.items()} == LAZY
+    assert excused == set(EXCUSED)
+
+
+def _is_kept_off_a_light_path(found: Import, light_paths: dict[str, set[str]]) -> bool:
+    return any(
+        found.importer in loaded and found.imported not in loaded for loaded in light_paths.values()
+    )
 
 
 def test_pickles_are_opened_only_with_weights_only() -> None:

@@ -16,6 +16,7 @@ from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
+from vlora_tui.cli.interface import could_open, open_interface
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -43,8 +44,6 @@ def demo(
     Nothing is downloaded; every figure is measured while you wait. A second run starts afresh.
     On a terminal the interface opens on the collection; with any flag the story is told here.
     """
-    from vlora_tui.cli.interface import could_open, open_interface
-
     plain = not (headless or force or out.as_json or out.quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))

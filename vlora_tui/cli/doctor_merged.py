@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.doctor.checkpoint import read_checkpoint
 from vlora_engine.errors import ParameterError
+from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
+from vlora_tui.cli.progress import Watcher
 from vlora_tui.utils.formatting import listed, percent, plural
 
 if TYPE_CHECKING:
@@ -32,11 +36,7 @@ def compare_merged(
             "A merged checkpoint is compared with base + adapter.",
             expected="the model that was merged onto: --base MODEL",
         )
-    from vlora_engine.catalog.open import open_adapter
-    from vlora_engine.doctor.checkpoint import read_checkpoint
     from vlora_engine.doctor.merged_check import check_merged
-    from vlora_tui.cli.execute import stop_on_signals
-    from vlora_tui.cli.progress import Watcher
 
     (adapter,) = fetch_first(out, paths[0])
     with Watcher(out) as watcher, stop_on_signals(out) as stop:

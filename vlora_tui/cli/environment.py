@@ -18,6 +18,8 @@ from typing import Any
 from vlora_engine import __version__
 from vlora_engine.findings import SEVERITIES, Finding
 from vlora_tui.cli.output import Output
+from vlora_tui.pipeline.disk_space import free_bytes
+from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
@@ -47,8 +49,6 @@ def show_environment(out: Output, fail_on: str) -> bool:
 
 def facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What is here, by name, in the order in which a person would ask."""
-    from vlora_tui.utils import paths
-
     return {
         "vlora-tui": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -69,7 +69,6 @@ def environment_findings(
 ) -> list[Finding]:
     """What may get in the way, gravest first."""
     from vlora_tui.jobs.environment import environment_notes
-    from vlora_tui.utils import paths
 
     return [
         *_state_findings(paths.state_dir()),
@@ -93,8 +92,6 @@ def cuda_devices() -> list[str]:
 
 
 def _state_findings(state: Path) -> list[Finding]:
-    from vlora_tui.pipeline.disk_space import free_bytes
-
     free = free_bytes(state)
     if not _can_be_written(state):
         what = "The state directory cannot be written: jobs cannot be kept."
@@ -143,8 +140,6 @@ def _terminal(environ: Mapping[str, str]) -> str:
 
 
 def _path_and_free_space(path: Path) -> str:
-    from vlora_tui.pipeline.disk_space import free_bytes
-
     free = free_bytes(path)
     return str(path) if free is None else f"{path} ({size(free)} free)"
 

@@ -10,6 +10,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.evaluation.prompts import read_prompts
+from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -39,8 +40,6 @@ def judge_adapters(
     out: Output, places: Sequence[str], merged: Sequence[str], judging: Judging, *, skip_bad: bool
 ) -> None:
     """Measure the bare base and every merge against each adapter; exit 3 above the bound."""
-    from vlora_tui.cli.compare import find_all
-
     if judging.fail_above is not None and not merged:
         raise ParameterError(
             "--fail-above is a bound on a merge, and none is given.", remedy="name it: --merged M"

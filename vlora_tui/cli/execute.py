@@ -14,11 +14,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import ParameterError, StorageError
+from vlora_engine.utils.output_checks import check_output, refuse_inside_output
+from vlora_engine.utils.run_context import RunContext
 from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher, line_about
 from vlora_tui.pipeline import events
+from vlora_tui.pipeline.inputs import require_apart_from
+from vlora_tui.pipeline.publish import push_place
+from vlora_tui.pipeline.tasks import in_place as hold_in_place
 from vlora_tui.recipe.model import Recipe, as_tables
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import escaped_toml, plural, size
 
 if TYPE_CHECKING:
@@ -74,8 +80,6 @@ def execute(
 
 def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
     """Run a recipe, or only show it or what it would do; what was told, if it was run."""
-    from vlora_tui.recipe.resolve import resolve
-
     if writing.print_recipe:
         print(escaped_toml(resolve(recipe).to_toml()), end="")
         return None
@@ -134,7 +138,6 @@ def check_events_file(path: Path, recipe: Recipe, spectra: Path | None = None) -
         ParameterError: It is in an output, an adapter or a subspace, or holds something else.
         StorageError: It is a directory.
     """
-    from vlora_engine.utils.output_checks import refuse_inside_output
     from vlora_tui.jobs.store import outputs_of
 
     refuse_inside_output(path)
@@ -195,12 +198,10 @@ def in_place(subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
-    from vlora_tui.pipeline.tasks import in_place as held
-
     if dry_run:
         yield
         return
-    with held(subspace, wait=not no_wait, tell=out.warn):
+    with hold_in_place(subspace, wait=not no_wait, tell=out.warn):
         yield
 
 
@@ -213,12 +214,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     Raises:
         VLoRAError: What the run would be refused for.
     """
-    from vlora_engine.utils.output_checks import check_output
-    from vlora_engine.utils.run_context import RunContext
-    from vlora_tui.pipeline.inputs import require_apart_from
-    from vlora_tui.pipeline.publish import push_place
     from vlora_tui.pipeline.rehearsal import rehearse
-    from vlora_tui.recipe.resolve import resolve
 
     resolved = resolve(recipe)
     with Watcher(out) as watcher:

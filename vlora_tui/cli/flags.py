@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.catalog.locate import existing_path, locate
 from vlora_engine.compression_target import ADAPTIVE_VARIANCE
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
@@ -102,8 +103,6 @@ def require_there(paths: Sequence[str]) -> None:
             what is on the Hub.
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
-    from vlora_engine.catalog.locate import existing_path, locate
-
     for path in paths:
         ref = startable(path)
         if ref.is_local and not glob.has_magic(path) and not locate(ref).task:

@@ -18,13 +18,13 @@ def fetch_first(out: Output, *addresses: str) -> list[str]:
         NotFoundError, HubError, HubAccessError: The Hub does not give them.
         Cancelled: SIGTERM or Ctrl-C came while downloading.
     """
+    refs = [AdapterRef.parse(address) for address in addresses]
+    if not any(ref.is_hub for ref in refs):
+        return list(addresses)
     from vlora_engine.hub.fetch import fetch
     from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.progress import Watcher
 
-    refs = [AdapterRef.parse(address) for address in addresses]
-    if not any(ref.is_hub for ref in refs):
-        return list(addresses)
     found = []
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
         for ref in refs:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlora_engine.merging.methods import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
 from vlora_engine.merging.registry import IDENTITIES, MergeRegistry
 from vlora_tui.cli.output import Output
+from vlora_tui.recipe.mergekit_methods import ALIASES
 
 
 def show_methods(out: Output) -> None:
     """The methods, their parameters, and mergekit's names for them."""
-    from vlora_engine.merging.methods import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
-    from vlora_tui.recipe.mergekit_methods import ALIASES
-
     out.json(
         "merge-methods",
         {

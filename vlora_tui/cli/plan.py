@@ -64,18 +64,18 @@ def plan_data(spectra: Spectra, target: CompressionTarget) -> dict[str, Any]:
     from vlora_engine.spectra.size_curves import curves
     from vlora_tui.pipeline.forecast import choice_data, cluster_rows
 
-    outlook = spectra.outlook()
+    rate_tables = spectra.rate_tables()
     name, value = target.goal
-    assert outlook is not None  # noqa: S101  (these spectra were just computed with it)
+    assert rate_tables is not None  # noqa: S101  (these spectra were just computed with it)
     return {
         "path": str(spectra.path),
-        "tasks": outlook.tasks,
-        "input_bytes": outlook.input_bytes,
-        "rest_bytes": outlook.rest_bytes,
-        "curves": [curve.as_dict() for curve in curves(spectra, outlook)],
-        "clusters": cluster_rows(outlook),
+        "tasks": rate_tables.tasks,
+        "input_bytes": rate_tables.input_bytes,
+        "rest_bytes": rate_tables.rest_bytes,
+        "curves": [curve.as_dict() for curve in curves(spectra, rate_tables)],
+        "clusters": cluster_rows(rate_tables),
         "target": {"name": name, "value": value},
-        "choice": choice_data(outlook, target),
+        "choice": choice_data(rate_tables, target),
     }
 
 

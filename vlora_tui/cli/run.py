@@ -11,6 +11,7 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
+from vlora_tui.cli.interface import open_interface
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.cli.table_flags import TableFlags, recipe_of_flags
@@ -61,7 +62,6 @@ def run(
     """
     from vlora_tui.cli.execute import carry_out, execute_job
     from vlora_tui.cli.flags import say_once
-    from vlora_tui.cli.interface import open_interface
     from vlora_tui.cli.merge import is_recipe, preview_merges
     from vlora_tui.jobs.worker import wait_for_job
     from vlora_tui.recipe.reader import load_recipe

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlora_engine.codec.forecast import EVERYBODY, Forecast, Outlook
+from vlora_engine.codec.forecast import EVERYBODY, Forecast, RateTables
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import storage_dtype
@@ -33,8 +33,8 @@ def expect(target: CompressionTarget, spectra: Spectra) -> Chosen | None:
     if not target.is_coded:
         choice = choose(spectra, target)
         k, cost = k_text(choice.k), choice.prediction
-    elif (outlook := spectra.outlook()) is not None:
-        cost = prediction_of(outlook, outlook.solve(target))
+    elif (rate_tables := spectra.rate_tables()) is not None:
+        cost = prediction_of(rate_tables, rate_tables.solve(target))
     else:
         return None
     return Chosen(target.method, k, cost.mean_error, cost.max_error, cost.nbytes)
@@ -89,7 +89,7 @@ def others_at(
     if spectra is None:
         return ()
     budget = int(figures["nbytes"])
-    coded = [] if spectra.outlook() is None else [CompressionTarget(m) for m in CODED_METHODS]
+    coded = [] if spectra.rate_tables() is None else [CompressionTarget(m) for m in CODED_METHODS]
     based = [
         CompressionTarget(method, dtype=target.dtype, quantize=target.quantize)
         for method in spectra.methods
@@ -175,64 +175,64 @@ class Coded:
     kinds: dict[str, tuple[str, ...]]  # per layer the kinds of sharing in it
 
     @classmethod
-    def of(cls, outlook: Outlook, target: CompressionTarget) -> Coded:
+    def of(cls, rate_tables: RateTables, target: CompressionTarget) -> Coded:
         """Solve for a target.
 
         Raises:
             TargetError: It cannot be met.
         """
-        forecast = outlook.solve(target)
+        forecast = rate_tables.solve(target)
         return cls(
             target.method,
-            prediction_of(outlook, forecast),
-            shared_by(outlook, forecast),
-            alone_in(outlook, forecast),
-            losses_of_coding(outlook, forecast),
+            prediction_of(rate_tables, forecast),
+            shared_by(rate_tables, forecast),
+            alone_in(rate_tables, forecast),
+            losses_of_coding(rate_tables, forecast),
             int(forecast.shared_bits / 8),
             {
                 layer.name: tuple(sorted({mode.kind for mode in modes}))
-                for layer, modes in zip(outlook.layers, forecast.modes, strict=True)
+                for layer, modes in zip(rate_tables.layers, forecast.modes, strict=True)
             },
         )
 
 
-def prediction_of(outlook: Outlook, forecast: Forecast) -> Prediction:
+def prediction_of(rate_tables: RateTables, forecast: Forecast) -> Prediction:
     """A forecast in the figures of any choice."""
-    errors, nbytes = forecast.errors, int(outlook.nbytes(forecast))
-    task_errors = dict(zip(outlook.tasks, errors.tolist(), strict=True))
+    errors, nbytes = forecast.errors, int(rate_tables.nbytes(forecast))
+    task_errors = dict(zip(rate_tables.tasks, errors.tolist(), strict=True))
     return Prediction(
         mean_error=float(errors.mean()),
         max_error=float(errors.max(initial=0)),
         worst_task=worst(task_errors) or "",
         variance=float((1 - np.square(errors)).mean()),
         nbytes=nbytes,
-        ratio=outlook.input_bytes / max(1, nbytes),
-        codec_ratio=outlook.codec_ratio(forecast),
+        ratio=rate_tables.input_bytes / max(1, nbytes),
+        codec_ratio=rate_tables.codec_ratio(forecast),
         task_errors=task_errors,
         layer_errors={
             layer.name: float(error)
-            for layer, error in zip(outlook.layers, forecast.layer_errors, strict=True)
+            for layer, error in zip(rate_tables.layers, forecast.layer_errors, strict=True)
         },
     )
 
 
-def shared_by(outlook: Outlook, forecast: Forecast) -> tuple[Shared, ...]:
+def shared_by(rate_tables: RateTables, forecast: Forecast) -> tuple[Shared, ...]:
     """What each group of related adapters shares, also where that is nothing."""
     found = []
-    for number in group_numbers(outlook):
+    for number in group_numbers(rate_tables):
         layers: dict[str, list[str]] = {}
         saved = 0
         for i, modes in enumerate(forecast.modes):
             for mode in (mode for mode in modes if mode.number == number):
-                layers.setdefault(mode.kind, []).append(outlook.layers[i].name)
-                saved += outlook.saved_bytes(i, mode, forecast.steps)
+                layers.setdefault(mode.kind, []).append(rate_tables.layers[i].name)
+                saved += rate_tables.saved_bytes(i, mode, forecast.steps)
         if not layers and number == EVERYBODY:
             continue  # they are no group, unless there is something that they share
         found.append(
             Shared(
                 number,
-                tuple(outlook.tasks[i] for i in outlook.clusters[number]),
-                _least_cosine(outlook, outlook.clusters[number]),
+                tuple(rate_tables.tasks[i] for i in rate_tables.clusters[number]),
+                _least_cosine(rate_tables, rate_tables.clusters[number]),
                 {kind: tuple(names) for kind, names in sorted(layers.items())},
                 saved,
             )
@@ -240,23 +240,23 @@ def shared_by(outlook: Outlook, forecast: Forecast) -> tuple[Shared, ...]:
     return tuple(found)
 
 
-def alone_in(outlook: Outlook, forecast: Forecast) -> tuple[str, ...]:
+def alone_in(rate_tables: RateTables, forecast: Forecast) -> tuple[str, ...]:
     """The tasks that share nothing anywhere."""
     sharing = {
         int(layer.tasks[row])
-        for layer, modes in zip(outlook.layers, forecast.modes, strict=True)
+        for layer, modes in zip(rate_tables.layers, forecast.modes, strict=True)
         for mode in modes
         for row in mode.members
     }
-    return tuple(name for i, name in enumerate(outlook.tasks) if i not in sharing)
+    return tuple(name for i, name in enumerate(rate_tables.tasks) if i not in sharing)
 
 
-def losses_of_coding(outlook: Outlook, forecast: Forecast) -> tuple[Loss, ...]:
+def losses_of_coding(rate_tables: RateTables, forecast: Forecast) -> tuple[Loss, ...]:
     """What every adapter loses, in the order of the tasks."""
     return tuple(
         Loss(name, float(forecast.errors[i]), int(forecast.bits[i] / 8), *worst)
         for i, (name, worst) in enumerate(
-            zip(outlook.tasks, outlook.worst_layers(forecast), strict=True)
+            zip(rate_tables.tasks, rate_tables.worst_layers(forecast), strict=True)
         )
     )
 
@@ -280,25 +280,25 @@ def losses_of_choice(spectra: Spectra, choice: Choice) -> tuple[Loss, ...]:
     )
 
 
-def group_numbers(outlook: Outlook) -> list[int]:
+def group_numbers(rate_tables: RateTables) -> list[int]:
     """The groups that may share, everybody last."""
-    return sorted(outlook.clusters, key=lambda number: (number == EVERYBODY, number))
+    return sorted(rate_tables.clusters, key=lambda number: (number == EVERYBODY, number))
 
 
-def cluster_rows(outlook: Outlook) -> list[dict[str, Any]]:
+def cluster_rows(rate_tables: RateTables) -> list[dict[str, Any]]:
     """The groups of related adapters, for JSON; group 0 is everybody."""
     return [
-        {"group": number, "tasks": [outlook.tasks[i] for i in members]}
-        for number, members in sorted(outlook.clusters.items())
-        if number or len(outlook.clusters) == 1
+        {"group": number, "tasks": [rate_tables.tasks[i] for i in members]}
+        for number, members in sorted(rate_tables.clusters.items())
+        if number or len(rate_tables.clusters) == 1
     ]
 
 
-def choice_data(outlook: Outlook, target: CompressionTarget) -> dict[str, Any]:
+def choice_data(rate_tables: RateTables, target: CompressionTarget) -> dict[str, Any]:
     """What auto would do, layer by layer, and what each adapter would lose, for JSON."""
-    forecast = outlook.solve(replace(target, method="auto"))
-    whole = prediction_of(outlook, forecast)
-    unshared = prediction_of(outlook, outlook.solve(replace(target, method="own")))
+    forecast = rate_tables.solve(replace(target, method="auto"))
+    whole = prediction_of(rate_tables, forecast)
+    unshared = prediction_of(rate_tables, rate_tables.solve(replace(target, method="own")))
     return {
         "nbytes": whole.nbytes,
         "codec_ratio": whole.codec_ratio,
@@ -317,13 +317,13 @@ def choice_data(outlook: Outlook, target: CompressionTarget) -> dict[str, Any]:
                     {
                         "group": mode.number,
                         "kind": mode.kind,
-                        "tasks": [outlook.tasks[layer.tasks[row]] for row in mode.members],
-                        "saves_bytes": outlook.saved_bytes(i, mode, forecast.steps),
+                        "tasks": [rate_tables.tasks[layer.tasks[row]] for row in mode.members],
+                        "saves_bytes": rate_tables.saved_bytes(i, mode, forecast.steps),
                     }
                     for mode in forecast.modes[i]
                 ],
             }
-            for i, layer in enumerate(outlook.layers)
+            for i, layer in enumerate(rate_tables.layers)
         ],
         "adapters": [
             {
@@ -333,13 +333,13 @@ def choice_data(outlook: Outlook, target: CompressionTarget) -> dict[str, Any]:
                 "worst_layer": loss.worst_layer,
                 "worst_layer_error": loss.worst_error,
             }
-            for loss in losses_of_coding(outlook, forecast)
+            for loss in losses_of_coding(rate_tables, forecast)
         ],
     }
 
 
-def _least_cosine(outlook: Outlook, members: Sequence[int]) -> float | None:
-    if outlook.cosines is None or len(members) < 2:
+def _least_cosine(rate_tables: RateTables, members: Sequence[int]) -> float | None:
+    if rate_tables.cosines is None or len(members) < 2:
         return None
-    inside = outlook.cosines[np.ix_(members, members)]
+    inside = rate_tables.cosines[np.ix_(members, members)]
     return float(inside[np.triu_indices(len(members), 1)].min())

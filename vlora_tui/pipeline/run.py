@@ -457,7 +457,7 @@ class Run:
         spectra = self.collection.cached_spectra(methods)
         if spectra is None or not spectra.has_all_tables:
             return None
-        return spectra if spectra.has_outlook or "codec" not in methods else None
+        return spectra if spectra.has_rate_tables or "codec" not in methods else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""

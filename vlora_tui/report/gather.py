@@ -144,13 +144,13 @@ def _first_k(k: Any, shares: Any, share: float) -> int | None:
 
 def sizes_data(spectra: Spectra) -> dict[str, Any] | None:
     """Size against error of every method, where it is known what coding costs."""
-    outlook = spectra.outlook()
-    if outlook is None:
+    rate_tables = spectra.rate_tables()
+    if rate_tables is None:
         return None
     return {
-        "input_bytes": outlook.input_bytes,
-        "rest_bytes": outlook.rest_bytes,
-        "curves": [curve.as_dict() for curve in curves(spectra, outlook)],
+        "input_bytes": rate_tables.input_bytes,
+        "rest_bytes": rate_tables.rest_bytes,
+        "curves": [curve.as_dict() for curve in curves(spectra, rate_tables)],
     }
 
 

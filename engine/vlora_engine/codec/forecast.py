@@ -77,7 +77,7 @@ def load_own_table(file: JsonFile, name: str, d_in: int, d_out: int, tasks: int)
 
 @dataclass(frozen=True)
 class GroupTable:
-    """One layer with a group that shares on it, on the outlook's grid of steps.
+    """One layer with a group that shares on it, on the tables' common grid of steps.
 
     Args:
         number: Of the group in the collection.
@@ -134,8 +134,8 @@ class Forecast:
 
 
 @dataclass
-class Outlook:
-    """The tables from which every forecast of a collection is computed.
+class RateTables:
+    """Rate and distortion of a collection at every step: what each forecast is computed from.
 
     Args:
         tasks: Names.
@@ -177,7 +177,7 @@ class Outlook:
         alive: Array = self.energy.sum(axis=0) > 0
         return alive
 
-    def only(self, layers: Sequence[int]) -> Outlook:
+    def only(self, layers: Sequence[int]) -> RateTables:
         """The tables of some layers alone; energies stay relative to the whole adapters."""
         return replace(
             self,
@@ -424,7 +424,7 @@ class Outlook:
         write_file(path, save(contiguous, metadata={"outlook": json.dumps(content)}))
 
     @classmethod
-    def load(cls, path: Path) -> Outlook:
+    def load(cls, path: Path) -> RateTables:
         """Read the tables that `save` wrote.
 
         Raises:
@@ -469,7 +469,7 @@ def _interpolated(at: float, grid: Array, values: Array) -> float:
     return value
 
 
-def _from_arrays(content: JsonObject, arrays: Arrays) -> Outlook:
+def _from_arrays(content: JsonObject, arrays: Arrays) -> RateTables:
     tasks, grid = content["tasks"].texts(), arrays.numbers("grid", None)
     layers: list[OwnTable] = []
     groups: dict[int, list[GroupTable]] = {}
@@ -483,7 +483,7 @@ def _from_arrays(content: JsonObject, arrays: Arrays) -> Outlook:
             for j, kind in enumerate(kinds.items())
         ]
     overhead, rest, factors, inputs = content["sizes"].naturals(4)
-    return Outlook(
+    return RateTables(
         tasks=tasks,
         layers=layers,
         groups=groups,

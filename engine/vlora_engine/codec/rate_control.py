@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, Outlook
+from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, RateTables
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 
@@ -82,14 +82,14 @@ class RateController:
     """Chooses the steps of the remaining layers from what the coded ones came to.
 
     Args:
-        outlook: The tables of the collection.
+        rate_tables: The tables of the collection.
         target: What has to be met.
         aim: The number that must not be exceeded; see `CompressionTarget.allowed`.
         forecast: The steps and modes to begin with.
         overhead: Bytes on disk that are neither payload nor rest tensors.
     """
 
-    outlook: Outlook
+    rate_tables: RateTables
     target: CompressionTarget
     aim: float
     forecast: Forecast
@@ -98,7 +98,7 @@ class RateController:
     _lower: float = _LOWER
 
     def __post_init__(self) -> None:
-        nothing = np.zeros(len(self.outlook.tasks))
+        nothing = np.zeros(len(self.rate_tables.tasks))
         self.measured = Measured(nothing, nothing)
 
     def steps(self, remaining: Sequence[int], calibration: Measured | None = None) -> Array:
@@ -109,10 +109,11 @@ class RateController:
             calibration: Layers that show how far the forecast is off; by default all coded ones.
         """
         calibrated = calibration or self.measured
-        tables, modes = self.outlook.only(remaining), [self.forecast.modes[i] for i in remaining]
+        tables = self.rate_tables.only(remaining)
+        modes = [self.forecast.modes[i] for i in remaining]
         one_step = self.target.max_error is None  # one multiplier for all tasks
-        low, high = (np.full(1 if one_step else len(self.outlook.tasks), x) for x in (-1.0, 1.0))
-        low, high = low * _REACH, high * _REACH
+        reach = np.full(1 if one_step else len(self.rate_tables.tasks), _REACH)
+        low, high = -reach, reach
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             forecast = tables.forecast(self._moved(middle), modes)
@@ -146,7 +147,7 @@ class RateController:
     def measure(self, layers: Sequence[int], steps: Array, missed: Array, nbytes: int) -> Measured:
         """Compare what ``layers`` came to with ``steps`` to the forecast for these steps."""
         modes = [self.forecast.modes[i] for i in layers]
-        predicted = self.outlook.only(layers).forecast(steps, modes)
+        predicted = self.rate_tables.only(layers).forecast(steps, modes)
         return Measured(missed, np.square(predicted.errors), float(nbytes), predicted.payload)
 
     def _moved(self, octaves: Array) -> Array:

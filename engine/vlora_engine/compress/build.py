@@ -245,8 +245,10 @@ def build_subspace(
         for entry in [partial / RESULT] if resume else list(partial.iterdir()):
             discard(entry)
         if wanted.is_coded:
-            outlook = loaded.outlook() if loaded else None
-            return build_coded(partial, out, collection, wanted, outlook, run, room=room, made=made)
+            rate_tables = loaded.rate_tables() if loaded else None
+            return build_coded(
+                partial, out, collection, wanted, rate_tables, run, room=room, made=made
+            )
         return _build_in(partial, out, collection, wanted, loaded, run, made)
 
 

@@ -29,7 +29,7 @@ from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_re
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.spectra import tables
 from vlora_engine.spectra.tables import LayerTable, MethodTable, Spectra, TaskEntry, write_layer
-from vlora_engine.subspace.coded.build import coded_overhead, outlook_of
+from vlora_engine.subspace.coded.build import coded_overhead, rate_tables_of
 from vlora_engine.subspace.coded.measure import FirstPass, Seen
 from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
 from vlora_engine.utils.array_file import read_arrays
@@ -47,7 +47,7 @@ from vlora_engine.utils.unfinished import keep_finished_layers, spectra_partial
 from vlora_engine.utils.workers import map_ordered
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Outlook
+    from vlora_engine.codec.forecast import RateTables
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def compute_spectra(
     if out is None:
         _fill(spectra, good, check, None, run, spectra.methods)
         if codec:
-            spectra.codec = _outlook(good, check, run)
+            spectra.codec = _rate_tables(good, check, run)
         require_unchanged(good.values())
         return spectra
     if codec:
@@ -151,25 +151,25 @@ def _fill_on_disk(
     With the codec that is the first method and what coding costs, layer by layer; then come groups
     that share, and the other methods last.
     """
-    if not codec or tables.outlook_file(out).exists():
+    if not codec or tables.rate_tables_file(out).exists():
         discard(tables.own_folder(out))  # a run that was stopped while it removed this
         _fill(spectra, sources, check, out, run, spectra.methods, finished)
         return
     passed = FirstPass(list(sources))
     _fill(spectra, sources, check, out, run, spectra.methods[:1], finished, passed)
-    _outlook(sources, check, run, passed).save(tables.outlook_file(out))
+    _rate_tables(sources, check, run, passed).save(tables.rate_tables_file(out))
     discard(tables.own_folder(out))
     if spectra.methods[1:]:
         _fill(spectra, sources, check, out, run, spectra.methods, spectra.layers)
 
 
-def _outlook(
+def _rate_tables(
     sources: Mapping[str, AdapterSource],
     check: CheckReport,
     run: RunContext,
     passed: FirstPass | None = None,
-) -> Outlook:
-    return outlook_of(_collection(sources, check), run, passed=passed)
+) -> RateTables:
+    return rate_tables_of(_collection(sources, check), run, passed=passed)
 
 
 def _collection(sources: Mapping[str, AdapterSource], check: CheckReport) -> Collection:

@@ -8,9 +8,6 @@ source.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 from vlora_engine.utils.lazy import lazy_names
 
 _HOMES = {
@@ -18,6 +15,7 @@ _HOMES = {
     "vlora_engine.doctor.examine": [
         "Examined",
         "Report",
+        "all_rules",
         "check_target",
         "diagnose",
         "subject_at",
@@ -33,14 +31,6 @@ _HOMES = {
     "vlora_engine.findings": ["SEVERITIES"],
 }
 
-__all__ = [*sorted(name for names in _HOMES.values() for name in names), "all_rules"]
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 # Late: reading the rules loads the formats.
 __getattr__ = lazy_names(__name__, _HOMES)
-
-
-def all_rules() -> list[Any]:
-    """Every row of the table, in order."""
-    importlib.import_module("vlora_engine.doctor.examine")
-    from vlora_engine.doctor.rules import RULES
-
-    return [row for row, _ in RULES.values()]

@@ -27,7 +27,7 @@ from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table
     tensor_rules,
 )
 from vlora_engine.doctor.collection_rules import together
-from vlora_engine.doctor.rules import RULES, TARGETS, Stage, Subject, applied
+from vlora_engine.doctor.rules import RULES, TARGETS, Rule, Stage, Subject, applied
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.doctor.tensor_rules import read_facts
 from vlora_engine.errors import ParameterError, UnsupportedAdapterError, VLoRAError
@@ -262,6 +262,11 @@ def with_reach(subject: Subject) -> Subject:
         ranks = {name: shape.rank for name, shape in modules.items()}
         config = {**config, "rank_pattern": ranks, "target_modules": list(modules)}
     return replace(subject, reach=reach(modules, config, tensors, subject.base.name))
+
+
+def all_rules() -> list[Rule]:
+    """Every row of the table of rules, in order; this module has loaded those that fill it."""
+    return [row for row, _ in RULES.values()]
 
 
 def check_target(target: str) -> None:

@@ -1,5 +1,8 @@
 """The table of merge methods, and of PEFT's under PEFT's names; no torch.
 
+The arithmetic of each stands in `vlora_engine.merging.operators` under its name, that of PEFT's in
+`vlora_engine.merging.factorwise`: these need torch, which a list of methods does without.
+
 Where a method works "entry by entry on the core", the core of adapter i is ``M_i = U^T dW_i V`` in
 the common space of all adapters of the merge (`vlora_engine.merging.core_space`): lossless, at most
 (sum r)^2 entries, the same for every gauge. An operator that sees single entries depends on the

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.codec.forecast import OWN_OVERHEAD, Forecast, Outlook, OwnTable, kept_share
+from vlora_engine.codec.forecast import OWN_OVERHEAD, Forecast, OwnTable, RateTables, kept_share
 from vlora_engine.codec.rates import direction_rate
 
 Array = npt.NDArray[Any]
@@ -64,13 +64,15 @@ class ByteCurves:
         return float(np.interp(share, kept[high - 1 : high + 1], self.nbytes[high - 1 : high + 1]))
 
 
-def curves_of(layers: Iterable[str], outlook: Outlook, rungs: Iterable[Forecast]) -> ByteCurves:
+def curves_of(
+    layers: Iterable[str], rate_tables: RateTables, rungs: Iterable[Forecast]
+) -> ByteCurves:
     """The curves through forecasts that are given the finest first."""
     found = list(rungs)[::-1]
     errors = np.array([forecast.errors for forecast in found])
     return ByteCurves(
         tuple(layers),
-        np.maximum.accumulate(np.array([outlook.nbytes(forecast) for forecast in found])),
+        np.maximum.accumulate(np.array([rate_tables.nbytes(forecast) for forecast in found])),
         errors.mean(axis=1),
         errors.max(axis=1, initial=0),
         np.square(errors).mean(axis=1),
@@ -85,16 +87,16 @@ class OwnRates:
     def __init__(self) -> None:
         self._of: dict[str, tuple[Array, Array]] = {}
 
-    def curves(self, outlook: Outlook, part: float = 1.0) -> ByteCurves:
-        """The curves of ``own`` on the layers of an outlook.
+    def curves(self, rate_tables: RateTables, part: float = 1.0) -> ByteCurves:
+        """The curves of ``own`` on the layers of rate tables.
 
         Args:
             part: The share of all numbers that lies in these layers; bytes are of all.
         """
-        count, energy = len(outlook.tasks), np.zeros(len(outlook.tasks))
+        count, energy = len(rate_tables.tasks), np.zeros(len(rate_tables.tasks))
         bits, missed = np.zeros(len(STEPS)), np.zeros((len(STEPS), count))
         kept, errors = [], []
-        for layer in outlook.layers:
+        for layer in rate_tables.layers:
             layer_bits, layer_missed = self._rates(layer)
             own = layer.shares.sum(axis=1, dtype=np.float64)
             bits += layer_bits
@@ -104,9 +106,9 @@ class OwnRates:
             kept.append(kept_share(layer_missed.sum(axis=1), own.sum()))
             errors.append(np.sqrt(lost).mean(axis=1) if count else np.zeros(len(STEPS)))
         lost = 1 - kept_share(missed, energy)
-        each, fixed = np.sqrt(lost), outlook.overhead + outlook.rest_bytes
+        each, fixed = np.sqrt(lost), rate_tables.overhead + rate_tables.rest_bytes
         return ByteCurves(
-            tuple(layer.name for layer in outlook.layers),
+            tuple(layer.name for layer in rate_tables.layers),
             np.maximum.accumulate(fixed + bits / 8 / max(part, 1e-9)),
             each.mean(axis=1),
             each.max(axis=1, initial=0),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, Outlook
+from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, RateTables
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.packing import NOISE, named_quantization
@@ -55,53 +55,55 @@ class Curve:
         return asdict(self)
 
 
-def curves(spectra: Spectra, outlook: Outlook) -> list[Curve]:
+def curves(spectra: Spectra, rate_tables: RateTables) -> list[Curve]:
     """The curves of all methods: coded ones, those of the spectra, then plain quantization."""
-    return [curve_of(spectra, outlook, m) for m in (*CODED, *spectra.methods, *PLAIN)]
+    return [curve_of(spectra, rate_tables, m) for m in (*CODED, *spectra.methods, *PLAIN)]
 
 
-def curve_of(spectra: Spectra, outlook: Outlook, method: str) -> Curve:
+def curve_of(spectra: Spectra, rate_tables: RateTables, method: str) -> Curve:
     """The curve of one method; ``int8`` and ``nf4`` have one point."""
     if method in PLAIN:
-        return Curve(method, False, (_plain(spectra, outlook, method),))
+        return Curve(method, False, (_plain(spectra, rate_tables, method),))
     if method in CODED:
-        return Curve(method, False, tuple(_coded(outlook, method)))
-    return Curve(method, True, tuple(_shared(spectra, outlook, method)))
+        return Curve(method, False, tuple(_coded(rate_tables, method)))
+    return Curve(method, True, tuple(_shared(spectra, rate_tables, method)))
 
 
-def ladder(outlook: Outlook, method: str, finest: float = FINEST) -> Iterator[Forecast]:
+def ladder(rate_tables: RateTables, method: str, finest: float = FINEST) -> Iterator[Forecast]:
     """Forecasts of coding with one step for all, half an octave apart, the finest first.
 
-    From these a curve can be drawn and a target between them be estimated at once; `Outlook.solve`
-    gives it exactly. Ends where nothing is left to code.
+    From these a curve can be drawn and a target between them be estimated at once;
+    `RateTables.solve` gives it exactly. Ends where nothing is left to code.
     """
     for half in range(round(2 * np.log2(finest)), round(2 * np.log2(COARSEST)) + 1):
-        forecast = outlook.at(method, 2.0 ** (half / 2))
+        forecast = rate_tables.at(method, 2.0 ** (half / 2))
         yield forecast
-        if not forecast.payload > len(outlook.tasks) * len(outlook.layers):
+        if not forecast.payload > len(rate_tables.tasks) * len(rate_tables.layers):
             return  # a byte for each module of each task: none has a direction any more
 
 
-def bytes_at(outlook: Outlook, ratio: float) -> int:
+def bytes_at(rate_tables: RateTables, ratio: float) -> int:
     """Bytes on disk at a codec ratio."""
-    return int(outlook.factor_bytes / ratio) + outlook.rest_bytes
+    return int(rate_tables.factor_bytes / ratio) + rate_tables.rest_bytes
 
 
-def _coded(outlook: Outlook, method: str) -> Iterator[Point]:
+def _coded(rate_tables: RateTables, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
-            forecast = outlook.solve(CompressionTarget(method, budget=bytes_at(outlook, ratio)))
+            forecast = rate_tables.solve(
+                CompressionTarget(method, budget=bytes_at(rate_tables, ratio))
+            )
         except VLoRAError:
             return
         errors = forecast.errors
-        nbytes = int(outlook.nbytes(forecast))
+        nbytes = int(rate_tables.nbytes(forecast))
         yield Point(ratio, nbytes, float(errors.mean()), float(errors.max(initial=0)))
 
 
-def _shared(spectra: Spectra, outlook: Outlook, method: str) -> Iterator[Point]:
+def _shared(spectra: Spectra, rate_tables: RateTables, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
-            nbytes = bytes_at(outlook, ratio)
+            nbytes = bytes_at(rate_tables, ratio)
             choice = choose(spectra, CompressionTarget(method, budget=nbytes, dtype="fp16"))
         except VLoRAError:
             return
@@ -109,12 +111,12 @@ def _shared(spectra: Spectra, outlook: Outlook, method: str) -> Iterator[Point]:
         yield Point(ratio, prediction.nbytes, prediction.mean_error, prediction.max_error)
 
 
-def _plain(spectra: Spectra, outlook: Outlook, name: str) -> Point:
+def _plain(spectra: Spectra, rate_tables: RateTables, name: str) -> Point:
     """Plain quantization of A and B: ``err^2 = 1 - (1 - eta)^2``, eta the noise of a side."""
     quantization = named_quantization(name)
     assert quantization is not None  # noqa: S101
     numbers = sum(task.factor_elements for task in spectra.tasks)
-    nbytes = outlook.overhead + outlook.rest_bytes + int(quantization.basis.nbytes(numbers))
+    nbytes = rate_tables.overhead + rate_tables.rest_bytes + int(quantization.basis.nbytes(numbers))
     error = float(np.sqrt(1 - (1 - NOISE[name]) ** 2))
-    ratio = outlook.factor_bytes / max(1, nbytes - outlook.rest_bytes)
+    ratio = rate_tables.factor_bytes / max(1, nbytes - rate_tables.rest_bytes)
     return Point(round(ratio, 2), nbytes, error, error)

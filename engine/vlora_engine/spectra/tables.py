@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.analysis.relations import Relations, is_current, ratios_of
-from vlora_engine.codec.forecast import Outlook, OwnTable, load_own_table
+from vlora_engine.codec.forecast import OwnTable, RateTables, load_own_table
 from vlora_engine.errors import (
     CorruptFileError,
     MissingPathError,
@@ -35,9 +35,6 @@ from vlora_engine.utils.files import write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
 from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.reading import read_file
-
-if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Outlook
 
 Array = npt.NDArray[Any]
 
@@ -195,7 +192,7 @@ class Spectra:
     overhead: dict[str, int] = field(default_factory=dict)
     vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
     reused_layers: int = 0
-    codec: Outlook | None = field(default=None, repr=False)
+    codec: RateTables | None = field(default=None, repr=False)
     own: dict[str, OwnTable] = field(default_factory=dict, repr=False)
     is_coded: bool = field(default=False, repr=False)  # the codec's tables were seen on the disk
     _sizes: dict[str, int] = field(default_factory=dict, init=False, repr=False)  # of files read
@@ -205,7 +202,7 @@ class Spectra:
         if self.path is None:
             return False
         before = self.arrived
-        self.is_coded = self.is_coded or outlook_file(self.path).exists()
+        self.is_coded = self.is_coded or rate_tables_file(self.path).exists()
         for i, layer in enumerate(_layers_of(_read_index(self.path))):
             self._refresh_layer(i, layer)
         similarity = similarity_file(self.path)
@@ -264,17 +261,17 @@ class Spectra:
         ready = set(self.methods).intersection(*(table.methods for table in self.layers.values()))
         return [method for method in self.methods if method in ready]
 
-    def outlook(self) -> Outlook | None:
+    def rate_tables(self) -> RateTables | None:
         """The tables that forecast the size of coding, once they are computed."""
-        if self.codec is None and self.path is not None and self.has_outlook:
-            self.codec = Outlook.load(outlook_file(self.path))
+        if self.codec is None and self.path is not None and self.has_rate_tables:
+            self.codec = RateTables.load(rate_tables_file(self.path))
         return self.codec
 
     @property
-    def has_outlook(self) -> bool:
+    def has_rate_tables(self) -> bool:
         """Whether the tables that forecast the size of coding are computed."""
         return self.codec is not None or (
-            self.path is not None and outlook_file(self.path).exists()
+            self.path is not None and rate_tables_file(self.path).exists()
         )
 
     def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
@@ -299,21 +296,21 @@ class Spectra:
     @property
     def is_whole(self) -> bool:
         """Whether that and the tables of the codec are there; else all is computed again."""
-        return self.has_all_tables and self.has_outlook
+        return self.has_all_tables and self.has_rate_tables
 
-    def outlook_so_far(self) -> Outlook | None:
+    def rate_tables_so_far(self) -> RateTables | None:
         """The codec's tables; while they are measured, those of the layers that are there.
 
         These share nothing yet, and speak of the layers that they have as of the whole adapters;
         bytes are carried over to all layers by their numbers.
         """
         if self.is_coded or self.codec is not None:
-            return self.outlook()
+            return self.rate_tables()
         names = [name for name in self.layer_names if name in self.own and name in self.layers]
         overhead = self.overhead.get(CODED)
         if not names or overhead is None:
             return None
-        return Outlook(
+        return RateTables(
             tasks=[task.name for task in self.tasks],
             layers=[self.own[name] for name in names],
             groups={},
@@ -419,7 +416,7 @@ def similarity_file(directory: Path) -> Path:
     return directory / "similarity.safetensors"
 
 
-def outlook_file(directory: Path) -> Path:
+def rate_tables_file(directory: Path) -> Path:
     """The file of the codec's tables."""
     return directory / "codec.safetensors"
 

@@ -15,6 +15,7 @@ from textual.css.stylesheet import Stylesheet
 
 from tests.app.tui import idle
 from vlora_tui.tui.app import fault_net
+from vlora_tui.tui.app.base_app import BaseApp
 
 _parse = Stylesheet._parse_rules
 _parsed: dict[Any, list[RuleSet]] = {}
@@ -53,3 +54,17 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     yield caught
     if caught:
         pytest.fail("the interface had faults:\n" + "".join(traceback.format_exception(caught[0])))
+
+
+@pytest.fixture
+def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What applications of this test say in messages, in order."""
+    said: list[str] = []
+    notify = BaseApp.notify
+
+    def noted(self: BaseApp, message: str, **given: Any) -> None:
+        said.append(message)
+        notify(self, message, **given)
+
+    monkeypatch.setattr(BaseApp, "notify", noted)
+    return said

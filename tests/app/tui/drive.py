@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from textual.app import App
 from textual.pilot import Pilot
+from textual.strip import Strip
+
+from vlora_tui.tui.widgets.table import Table
 
 Steps = Callable[[Pilot[Any]], Awaitable[None]]
 PATIENCE = 60.0  # only a broken test waits so long
@@ -45,3 +48,21 @@ async def until(pilot: Pilot[Any], holds: Callable[[], object], what: str) -> No
             pytest.fail(f"in {PATIENCE:.0f} s it never came to this: {what}")
         await asyncio.sleep(LOOK_SECONDS)  # the application goes on meanwhile
     await pilot.pause(0)
+
+
+def screen_strips(app: App[Any]) -> list[Strip]:
+    """The lines of the screen as they are drawn, with their styles.
+
+    Textual has no public way to them but a picture; this is the one place that reaches for them.
+    """
+    return app.screen._compositor.render_strips()
+
+
+def screen_lines(app: App[Any]) -> list[str]:
+    """The texts of the lines of the screen."""
+    return [strip.text for strip in screen_strips(app)]
+
+
+def cells(table: Table[Any]) -> list[list[str]]:
+    """The texts of all rows of a table, whole, whatever there is room for."""
+    return [[text for text, _ in table.cells_of(row)] for row in table.rows]

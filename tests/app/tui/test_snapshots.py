@@ -21,7 +21,7 @@ from textual.pilot import Pilot
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerCancelled
 
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, screen_strips
 from tests.app.tui.idle import wait_for_idle
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
@@ -110,9 +110,9 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
         session.mark(path, True)
     spectra = Spectra.load(collection.spectra)
     spectra.overhead = dict.fromkeys(spectra.overhead, 4096)  # as long as the paths in a manifest
-    outlook = spectra.outlook()
-    assert outlook is not None
-    outlook.overhead = 256  # less than there is, so that curves reach into the chart
+    rate_tables = spectra.rate_tables()
+    assert rate_tables is not None
+    rate_tables.overhead = 256  # less than there is, so that curves reach into the chart
     session.set_spectra(spectra)
     app = VLoRAApp([str(collection.runs)], session=session, config=load_config({"theme": theme}))
     app.jobs.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted
@@ -147,7 +147,7 @@ def picture(app: App[Any]) -> list[str]:
     """The screen as lines of text, then each line's styles, then what the letters stand for."""
     lines, runs = [], []
     letters: dict[str, str] = {}
-    for strip in app.screen._compositor.render_strips():
+    for strip in screen_strips(app):
         lines.append("|" + "".join(segment.text for segment in strip) + "|")
         cells = [(_look(segment.style), segment.cell_length) for segment in strip]
         found = []

@@ -20,11 +20,11 @@ from safetensors.numpy import load_file, save_file
 
 from tests.conftest import ROOT
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.codec.forecast import Outlook
+from vlora_engine.codec.forecast import RateTables
 from vlora_engine.errors import CorruptFileError, SubspaceError
 from vlora_engine.manifest import parse as parse_module
 from vlora_engine.spectra import tables
-from vlora_engine.spectra.tables import Spectra, outlook_file
+from vlora_engine.spectra.tables import Spectra, rate_tables_file
 from vlora_engine.utils.json_reader import JsonFile, parse_json
 
 GOLDEN = ROOT / "tests" / "data" / "subspaces"
@@ -285,7 +285,7 @@ def test_spectra_with_a_value_of_another_type(
     place = data.draw(st.sampled_from(list(places(whole))))
     at(whole, place[:-1])[place[-1]] = data.draw(st.sampled_from(OTHERS))
     (folder / "spectra.json").write_text(json.dumps(whole))
-    error = refusal_of(lambda: Spectra.load(folder).outlook())
+    error = refusal_of(lambda: Spectra.load(folder).rate_tables())
     assert error is None or str(folder) in str(error.where)
 
 
@@ -318,21 +318,21 @@ def test_a_table_with_an_array_of_another_shape(measured: Path, tmp_path: Path) 
 def test_tables_of_the_codec_without_one_of_their_arrays(measured: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    file = outlook_file(copy_of(measured, tmp_path))
+    file = rate_tables_file(copy_of(measured, tmp_path))
     with safe_open(file, "np") as opened:
         metadata = opened.metadata()
     whole = arrays_in(file)
     for name in whole.keys() - {"cosines"}:
         save_file({k: v for k, v in whole.items() if k != name}, file, metadata)
         with pytest.raises(CorruptFileError) as caught:
-            Outlook.load(file)
+            RateTables.load(file)
         assert str(caught.value.where) == f"{file}: {name}"
     content = json.loads(metadata["outlook"])
     for key in content:
         rest = {k: v for k, v in content.items() if k != key}
         save_file(whole, file, {"outlook": json.dumps(rest)})
         with pytest.raises(CorruptFileError) as caught:
-            Outlook.load(file)
+            RateTables.load(file)
         assert str(caught.value.where) == f"{file}: {key}"
 
 
@@ -347,4 +347,4 @@ def test_a_fault_of_ours_is_not_one_of_the_spectra(
         Spectra.load(measured)
     monkeypatch.setattr("vlora_engine.codec.forecast.OwnTable", broken)
     with pytest.raises(TypeError, match="ours"):
-        Outlook.load(outlook_file(measured))
+        RateTables.load(rate_tables_file(measured))

@@ -239,10 +239,8 @@ class VLoRAApp(BaseApp):
 
     async def on_adapters_wanted(self, event: AdaptersWanted) -> None:
         """Go to the adapters that a filter keeps."""
-        from vlora_tui.tui.adapters.view import AdaptersView
-
         await self.show_step("adapters")
-        self.query_one("#adapters", AdaptersView).show_only(event.words)
+        self._adapters().show_only(event.words)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -251,10 +249,8 @@ class VLoRAApp(BaseApp):
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
-        from vlora_tui.tui.adapters.view import AdaptersView
-
         await self.show_step("adapters")
-        self.query_one("#adapters", AdaptersView).look_into(places)
+        self._adapters().look_into(places)
 
     @property
     def view(self) -> View | None:

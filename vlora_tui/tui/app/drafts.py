@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from textual.css.query import NoMatches
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -53,7 +54,6 @@ class DraftKeeper:
     def save(self) -> None:
         """Save marks and choices; a disk that refuses is no reason to fail."""
         from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
 
         self._dirty = False
         if not self._session.marked:
@@ -79,7 +79,6 @@ class DraftKeeper:
 
     def _look(self) -> None:
         from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
 
         try:
             drafts = Drafts(paths.state_dir())
@@ -108,7 +107,6 @@ class DraftKeeper:
             VLoRAError, OSError: It cannot be read, or is another's by now.
         """
         from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
 
         left, self._left = self._left, None
         if left is None:

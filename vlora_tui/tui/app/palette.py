@@ -14,12 +14,16 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Input
 
+from vlora_tui.guides import guides
+from vlora_tui.tui.adapters.places import place_words, recent_folders
+from vlora_tui.tui.app.keymap import all_bindings
 from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.widgets.terms import TERMS
+from vlora_tui.utils.config import SETTINGS
 
 SHOWN = 300  # lines of the list
 NAMES = 20_000  # adapters or tasks that are searched by name
@@ -186,8 +190,6 @@ def _steps(app: Any) -> Iterator[Entry]:
 
 def _other_steps(app: Any) -> Iterator[Entry]:
     """The commands of the other steps; taking one goes there first."""
-    from vlora_tui.tui.app.keymap import all_bindings
-
     names = {step.id: step.name for step in app.steps if step.id != getattr(app.view, "id", "")}
     for binding_id, (_, binding) in all_bindings().items():
         step = binding_id.partition(".")[0]
@@ -231,16 +233,12 @@ async def _at_row(app: Any, step: str, table: str, row: str) -> None:
 
 
 def _places(app: Any) -> Iterator[Entry]:
-    from vlora_tui.tui.adapters.places import place_words, recent_folders
-
     for folder in recent_folders():
         yield Entry("Folders", place_words(folder), "", partial(app.show_adapters, [folder]))
 
 
 def _reading(app: Any) -> Iterator[Entry]:
     """Guides, and what words mean."""
-    from vlora_tui.guides import guides
-
     for page in guides():
         yield Entry("Guides", f"Guide: {page.title}", "", partial(app.show_guide, page.name))
     for term in TERMS:
@@ -248,8 +246,6 @@ def _reading(app: Any) -> Iterator[Entry]:
 
 
 def _settings(app: Any) -> Iterator[Entry]:
-    from vlora_tui.utils.config import SETTINGS
-
     yield Entry("Settings", "Edit the settings", "", app.edit_settings)
     yield Entry("Settings", "Where the settings are", "", app.say_settings)
     for name in sorted(app.available_themes):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
-from vlora_engine.codec.forecast import EVERYBODY, Forecast, Outlook
+from vlora_engine.codec.forecast import EVERYBODY, Forecast, RateTables
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.byte_curves import STEPS, ByteCurves, OwnRates, curves_of
@@ -72,7 +72,7 @@ class Sizes:
         self._losses: tuple[Figures | None, tuple[Loss, ...]] = (None, ())
 
     @property
-    def outlook(self) -> Outlook | None:
+    def rate_tables(self) -> RateTables | None:
         """The tables of the codec, once they are loaded."""
         return self.spectra.codec
 
@@ -84,7 +84,7 @@ class Sizes:
     @property
     def has_more(self) -> bool:
         """Whether there are curves still to be worked out."""
-        return self.outlook is not None and bool(self.waiting)
+        return self.rate_tables is not None and bool(self.waiting)
 
     def add_methods(self) -> None:
         """Take note of methods whose tables have come meanwhile."""
@@ -105,12 +105,12 @@ class Sizes:
     def read(self) -> None:
         """Read the tables of the codec, or what is there of them."""
         try:
-            outlook = self.spectra.outlook_so_far()
-            if outlook is not None and self._so_far is None:
-                whole = outlook is self.spectra.codec
-                names = [layer.name for layer in outlook.layers]
+            rate_tables = self.spectra.rate_tables_so_far()
+            if rate_tables is not None and self._so_far is None:
+                whole = rate_tables is self.spectra.codec
+                names = [layer.name for layer in rate_tables.layers]
                 part = 1.0 if whole else self.spectra.measured_part(names)
-                self._so_far = self._rates.curves(outlook, part)
+                self._so_far = self._rates.curves(rate_tables, part)
                 if whole:
                     self._curves["own"] = self._so_far
         except VLoRAError as error:
@@ -123,35 +123,35 @@ class Sizes:
         Args:
             first: A method that is wanted before the others.
         """
-        outlook = self.outlook
-        if outlook is None or not self.waiting:
+        rate_tables = self.rate_tables
+        if rate_tables is None or not self.waiting:
             return False
         if self._climbing is None and first in self.waiting:
             self.waiting = [first, *(m for m in self.waiting if m != first)]
         method = self.waiting[0]
         if method in CODED:
-            if method not in self._curves and not self._climb(outlook, method, stop):
+            if method not in self._curves and not self._climb(rate_tables, method, stop):
                 return True
             self._take_line(method, self._curves[method])
         else:
-            points = curve_of(self.spectra, outlook, method).points
+            points = curve_of(self.spectra, rate_tables, method).points
             rows = [(p.nbytes, p.mean_error, p.max_error) for p in points]
             nbytes, mean, worst = np.array(rows, dtype=np.float64).reshape(-1, 3).T
             self._lines[method] = self._ratios(nbytes), mean, worst
         self.waiting = self.waiting[1:]
         return True
 
-    def _climb(self, outlook: Outlook, method: str, stop: Callable[[], bool]) -> bool:
+    def _climb(self, rate_tables: RateTables, method: str, stop: Callable[[], bool]) -> bool:
         """Go on with a method's ladder; whether it is done."""
         if self._climbing is None:
-            self._climbing, self._rungs = ladder(outlook, method, float(STEPS[-1])), []
+            self._climbing, self._rungs = ladder(rate_tables, method, float(STEPS[-1])), []
         for rung in self._climbing:
             self._rungs.append(rung)
             if stop():
                 return False
         self._climbing = None
-        names = (layer.name for layer in outlook.layers)
-        self._curves[method] = curves_of(names, outlook, self._rungs)
+        names = (layer.name for layer in rate_tables.layers)
+        self._curves[method] = curves_of(names, rate_tables, self._rungs)
         return True
 
     def _take_line(self, method: str, curves: ByteCurves) -> None:
@@ -174,7 +174,7 @@ class Sizes:
 
     def data(self, *, worst: bool) -> SizeData | None:
         """The curves that are known; the same object until there are more."""
-        if self.outlook is None:
+        if self.rate_tables is None:
             return None
         key = (worst, len(self.waiting))
         if key not in self._data:
@@ -201,7 +201,7 @@ class Sizes:
 
     def marks(self, session: Session, figures: Figures | None, *, worst: bool) -> SizeMarks:
         """Where the present choice and the pins lie, and what is aimed at."""
-        if self.outlook is None:
+        if self.rate_tables is None:
             return SizeMarks(note=self.note())
         name, value = session.choosing.goal
         goal = {"max_error": value, "mean_error": value, "variance": max(0.0, 1 - value) ** 0.5}
@@ -271,7 +271,7 @@ class Sizes:
                 task_errors={},
                 layer_errors=dict(zip(curves.layers, errors, strict=True)),
             ),
-            so_far=self.outlook is None,
+            so_far=self.rate_tables is None,
         )
 
     # who shares, who loses
@@ -284,7 +284,7 @@ class Sizes:
         Args:
             subject: What is known of `auto`. methods: Of all methods at the same bytes.
         """
-        if self.outlook is None:
+        if self.rate_tables is None:
             return Text(self._lacking())
         if subject is None or subject.coded is None:
             return Text("Calculating…" if subject is None else clean(subject.problem or ""))

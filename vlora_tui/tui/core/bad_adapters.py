@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
+from vlora_tui.pipeline.events import Checked
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import advice, clean, plural
+from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.core.job_client import JobClient
-    from vlora_tui.tui.widgets.dialogs import Option
 
 
 LEAVE, SHOW, STOP = "leave", "show", "stop"
@@ -131,8 +132,6 @@ class BadAdapterPrompt:
         self._push(title, listed, options, answered)
 
     def _push(self, words: str, listed: Any, options: list[Option], answered: Any) -> None:
-        from vlora_tui.tui.widgets.dialogs import ListProblems
-
         self._app.push_screen(ListProblems("Bad adapters", words, listed, options), answered)
 
     # what is done
@@ -167,8 +166,6 @@ def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
 
 def can_go_on(view: JobView) -> bool:
     """Whether a job that bad adapters stopped has others that it could go on with."""
-    from vlora_tui.pipeline.events import Checked
-
     checked, errors = view.last(Checked), stopped_by(view)
     return bool(errors) and (checked is None or checked.good > 0)
 
@@ -218,6 +215,4 @@ def _unexplained(path: str) -> Finding:
 
 
 def _option(letter: str, label: str, value: str, more: str = "") -> Option:
-    from vlora_tui.tui.widgets.dialogs import Option
-
     return Option(letter, label, value, more)

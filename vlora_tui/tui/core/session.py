@@ -355,10 +355,10 @@ def _worked_out(target: CompressionTarget, spectra: Spectra) -> Figures:
     from vlora_tui.pipeline.forecast import Coded, choose_so_far
 
     if target.is_coded:
-        outlook = spectra.outlook() if spectra.complete else None
-        if outlook is None:
+        rate_tables = spectra.rate_tables() if spectra.complete else None
+        if rate_tables is None:
             return Figures(target, problem=f"{target.method} is not measured yet")
-        return Figures(target, coded=Coded.of(outlook, target))
+        return Figures(target, coded=Coded.of(rate_tables, target))
     if not spectra.complete:
         return Figures(target, choose_so_far(spectra, target), so_far=True)
     from vlora_engine.spectra.choose import choose

@@ -124,7 +124,8 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         self.range_from: int | None = None  # the other end of a range
         self.sorted_by: tuple[str, bool] | None = None  # column, descending
         self.was_moved = False  # somebody chose the row that the cursor is on
-        self._draw, self._key, self._mark = draw, key, mark
+        self.cells_of = draw
+        self._key, self._mark = key, mark
         self._head = 1 if header else 0
         self._widths: list[tuple[int, int]] = []  # (index of the column, width)
         self._wanted: list[int] = []
@@ -282,7 +283,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
             Segment(point, base),
             Segment(mark + " ", base if loud else base + self._style(mark_tone)),
         ]
-        cells = self._draw(item)
+        cells = self.cells_of(item)
         for index, column_width in self._widths:
             text, tone = cells[index]
             column = self.columns[index]
@@ -307,7 +308,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
     def _measure(self) -> list[int]:
         widths = [cell_len(column.title) + 1 for column in self.columns]
         for row in self.rows[:MEASURED]:
-            for i, (text, _) in enumerate(self._draw(row)):
+            for i, (text, _) in enumerate(self.cells_of(row)):
                 length = cell_len(text)
                 if length > widths[i]:
                     widths[i] = length

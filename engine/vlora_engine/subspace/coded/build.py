@@ -1,4 +1,4 @@
-"""From checked adapters to a coded collection: the outlook, the coder, the files."""
+"""From checked adapters to a coded collection: rate tables, the coder, the files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.unchanged import require_unchanged
-from vlora_engine.codec.forecast import Forecast, Outlook
+from vlora_engine.codec.forecast import Forecast, RateTables
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.manifest.coding import LETTERS, Coding
@@ -24,7 +24,7 @@ from vlora_engine.subspace.coded.layer_parts import (
     MemoryParts,
     Parts,
     TaskShare,
-    partial_outlook,
+    partial_rate_tables,
 )
 from vlora_engine.subspace.coded.layout import bytes_around, overhead_bytes
 from vlora_engine.subspace.coded.measure import FirstPass, measure
@@ -36,20 +36,20 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 
 
-def outlook_of(
+def rate_tables_of(
     collection: Collection,
     run: RunContext,
     *,
     groups: bool = True,
     aim: CompressionTarget | None = None,
     passed: FirstPass | None = None,
-) -> Outlook:
-    """The outlook of a collection, with what it takes on disk beside the coded numbers.
+) -> RateTables:
+    """The rate tables of a collection, with what it takes on disk beside the coded numbers.
 
     Further arguments: as of `measure`.
     """
     records = _records(collection, None)
-    outlook = measure(
+    rate_tables = measure(
         collection.sources,
         collection.layers,
         collection.weights,
@@ -59,10 +59,10 @@ def outlook_of(
         overhead=coded_overhead(collection),
         passed=passed,
     )
-    outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
-    outlook.input_bytes = sum(record.source_bytes for record in records.values())
-    outlook.digests = [digest for _, digest in collection.digests]
-    return outlook
+    rate_tables.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
+    rate_tables.input_bytes = sum(record.source_bytes for record in records.values())
+    rate_tables.digests = [digest for _, digest in collection.digests]
+    return rate_tables
 
 
 def coded_overhead(collection: Collection) -> int:
@@ -75,7 +75,7 @@ def build_coded(
     out: Path,
     collection: Collection,
     targets: CompressionTarget,
-    outlook: Outlook | None,
+    rate_tables: RateTables | None,
     run: RunContext,
     *,
     room: Callable[[int], None] | None = None,
@@ -86,9 +86,9 @@ def build_coded(
     Raises: as `vlora_engine.compress.build.build_subspace`.
     """
     with keep_finished_layers(partial, out):
-        tables = outlook
+        tables = rate_tables
         if tables is None:
-            tables = _partial_outlook(partial, collection, targets, run)
+            tables = _partial_rate_tables(partial, collection, targets, run)
         _same_tasks(collection, tables)
 
         def parts(forecast: Forecast) -> Parts:
@@ -97,7 +97,7 @@ def build_coded(
         coder = _coder(collection, targets, tables, parts, out, run)
         coder.room = room
         coded = coder.run()
-        result, coding = partial / RESULT, coding_of(targets, coder.outlook, coded.forecast)
+        result, coding = partial / RESULT, coding_of(targets, coder.rate_tables, coded.forecast)
         result.mkdir()
         manifest = write_coded(
             result,
@@ -106,7 +106,7 @@ def build_coded(
             layers=collection.layers,
             coding=coding,
             shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
-            tasks=_tasks(collection, coder.outlook, coded, out),
+            tasks=_tasks(collection, coder.rate_tables, coded, out),
         )
         report = _report(out, collection, manifest, coded)
         require_unchanged(collection.sources.values())
@@ -120,12 +120,12 @@ def code_in_memory(
     collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> tuple[Coding, dict[tuple[int, int], bytes], list[tuple[TaskRecord, CodedTask]]]:
     """The same in memory: coding, what groups share by (layer, group), and the tasks."""
-    outlook = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
-    coder = _coder(collection, targets, outlook, lambda _: MemoryParts(), None, run)
+    rate_tables = rate_tables_of(collection, run, groups=targets.method == "auto", aim=targets)
+    coder = _coder(collection, targets, rate_tables, lambda _: MemoryParts(), None, run)
     coded = coder.run()
-    coding = coding_of(targets, coder.outlook, coded.forecast)
+    coding = coding_of(targets, coder.rate_tables, coded.forecast)
     units = {(i, g): coded.parts.shared(i)[g] for i, g in coding.units()}
-    tasks = list(_tasks(collection, coder.outlook, coded, None))
+    tasks = list(_tasks(collection, coder.rate_tables, coded, None))
     require_unchanged(collection.sources.values())
     return coding, units, tasks
 
@@ -133,14 +133,14 @@ def code_in_memory(
 def _coder(
     collection: Collection,
     targets: CompressionTarget,
-    outlook: Outlook,
+    rate_tables: RateTables,
     parts: Callable[[Forecast], Parts],
     out: Path | None,
     run: RunContext,
 ) -> Coder:
     records = _records(collection, out)
-    size = functools.partial(_size, collection, targets, outlook, records)
-    return Coder(collection, outlook, targets, parts, size, run)
+    size = functools.partial(_size, collection, targets, rate_tables, records)
+    return Coder(collection, rate_tables, targets, parts, size, run)
 
 
 def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
@@ -151,16 +151,16 @@ def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
 def _size(
     collection: Collection,
     targets: CompressionTarget,
-    outlook: Outlook,
+    rate_tables: RateTables,
     records: dict[str, TaskRecord],
     coded: Coded,
 ) -> int:
     """Bytes on disk that a coded collection will take, a few more at most."""
-    coding = coding_of(targets, outlook, coded.forecast)
+    coding = coding_of(targets, rate_tables, coded.forecast)
     most = coded.payload
-    whole = most + outlook.rest_bytes + 10**5
+    whole = most + rate_tables.rest_bytes + 10**5
     tasks = {
-        name: replace(record, nbytes=whole, cluster=_cluster_of(outlook, name))
+        name: replace(record, nbytes=whole, cluster=_cluster_of(rate_tables, name))
         for name, record in records.items()
     }
     base_model, rest = base_model_of(collection.sources), sum(r.rest_bytes for r in tasks.values())
@@ -170,34 +170,34 @@ def _size(
     return around + rest + most
 
 
-def coding_of(targets: CompressionTarget, outlook: Outlook, forecast: Forecast) -> Coding:
+def coding_of(targets: CompressionTarget, rate_tables: RateTables, forecast: Forecast) -> Coding:
     """What the index says of how it was coded."""
     modes: dict[int, list[str]] = {}
     for i, layer in enumerate(forecast.modes):
         for mode in layer:
             row = modes.setdefault(mode.number, ["-"] * len(forecast.modes))
             row[i] = LETTERS[mode.kind]
-    steps = forecast.steps[outlook.alive]
+    steps = forecast.steps[rate_tables.alive]
     step = float(np.exp(np.log(steps).mean())) if len(steps) else 0.0
     name, value = targets.goal
     target = {name: int(value) if name == "budget" else float(value)}
     return Coding(figure(step), target, {n: "".join(row) for n, row in sorted(modes.items())})
 
 
-def _cluster_of(outlook: Outlook, name: str) -> int:
-    index = outlook.tasks.index(name)
-    return next((n for n, members in outlook.clusters.items() if n and index in members), 0)
+def _cluster_of(rate_tables: RateTables, name: str) -> int:
+    index = rate_tables.tasks.index(name)
+    return next((n for n, members in rate_tables.clusters.items() if n and index in members), 0)
 
 
 def _tasks(
-    collection: Collection, outlook: Outlook, coded: Coded, out: Path | None
+    collection: Collection, rate_tables: RateTables, coded: Coded, out: Path | None
 ) -> Iterator[tuple[TaskRecord, CodedTask]]:
     records = _records(collection, out)
     for name, shares in coded.parts.tasks(list(collection.sources)):
         source = collection.sources[name]
         norm = collection.check.adapters[name].norm
         error = (sum(s.residual for s in shares) ** 0.5 / norm) if norm > 0 else 0.0
-        record = replace(records[name], error=figure(error), cluster=_cluster_of(outlook, name))
+        record = replace(records[name], error=figure(error), cluster=_cluster_of(rate_tables, name))
         yield record, coded_task(shares, source.read_rest())
 
 
@@ -222,26 +222,26 @@ def fingerprint(collection: Collection, method: str, forecast: Forecast, device:
     )
 
 
-def _partial_outlook(
+def _partial_rate_tables(
     partial: Path, collection: Collection, targets: CompressionTarget, run: RunContext
-) -> Outlook:
-    """The outlook that an interrupted build left, or a new one."""
-    file = partial_outlook(partial)
+) -> RateTables:
+    """The rate tables that an interrupted build left, or new ones."""
+    file = partial_rate_tables(partial)
     if file.exists():
         try:
-            outlook = Outlook.load(file)
-            _same_tasks(collection, outlook)
-            return outlook
+            rate_tables = RateTables.load(file)
+            _same_tasks(collection, rate_tables)
+            return rate_tables
         except VLoRAError:
             file.unlink(missing_ok=True)
-    made = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
+    made = rate_tables_of(collection, run, groups=targets.method == "auto", aim=targets)
     made.save(file)
     return made
 
 
-def _same_tasks(collection: Collection, outlook: Outlook) -> None:
-    if outlook.tasks != list(collection.sources) or (
-        outlook.digests and outlook.digests != [digest for _, digest in collection.digests]
+def _same_tasks(collection: Collection, rate_tables: RateTables) -> None:
+    if rate_tables.tasks != list(collection.sources) or (
+        rate_tables.digests and rate_tables.digests != [digest for _, digest in collection.digests]
     ):
         raise SubspaceError(
             "The tables of the codec were computed on other adapters.",

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.codec.forecast import FINEST, Correction, Forecast, Outlook
+from vlora_engine.codec.forecast import FINEST, Correction, Forecast, RateTables
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.rate_control import RateController, blocks
 from vlora_engine.codec.tables import Array
@@ -70,7 +70,7 @@ class Coder:
     """
 
     collection: Collection
-    outlook: Outlook
+    rate_tables: RateTables
     target: CompressionTarget
     parts: Callable[[Forecast], Parts]
     size: Callable[[Coded], int]
@@ -84,10 +84,10 @@ class Coder:
             TargetError: The target cannot be met.
             Cancelled: Stopped between two layers.
         """
-        allowed = self.target.allowed(self.outlook.rest_bytes)
+        allowed = self.target.allowed(self.rate_tables.rest_bytes)
         slack = SLACK["budget" if self.target.budget is not None else "error"]
-        correction = Correction(np.ones(len(self.outlook.tasks)), 1.0)
-        layers = self.outlook.layers
+        correction = Correction(np.ones(len(self.rate_tables.tasks)), 1.0)
+        layers = self.rate_tables.layers
         numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in layers)
         if numbers > WHOLE and len(self.collection.layers) >= STEERED:
             coded = self._steer(self._solve(allowed * (1 - STEERED_SLACK), correction), allowed)
@@ -102,7 +102,7 @@ class Coder:
         aims, best, least = _Aims(wanted), None, np.inf
         for attempt in range(ATTEMPTS):
             forecast = self._solve(aims.current, correction)
-            self._ask_for_room(self.outlook.nbytes(forecast, correction))
+            self._ask_for_room(self.rate_tables.nbytes(forecast, correction))
             coded = self._code(forecast)
             found = self._found(coded)
             least = min(least, found)
@@ -123,11 +123,12 @@ class Coder:
     def _steer(self, forecast: Forecast, allowed: float) -> Coded:
         """Code the collection once, choosing the steps of every block by what came before."""
         parts = self.parts(forecast)
-        nothing = np.zeros(len(self.outlook.tasks))
+        nothing = np.zeros(len(self.rate_tables.tasks))
         coded = Coded(forecast, parts, nothing, 0, 0, 0)
-        aim, overhead = allowed * (1 - STEERED_SLACK), self.size(coded) - self.outlook.rest_bytes
-        controller = RateController(self.outlook, self.target, aim, forecast, overhead)
-        self._ask_for_room(self.outlook.nbytes(forecast))
+        aim = allowed * (1 - STEERED_SLACK)
+        overhead = self.size(coded) - self.rate_tables.rest_bytes
+        controller = RateController(self.rate_tables, self.target, aim, forecast, overhead)
+        self._ask_for_room(self.rate_tables.nbytes(forecast))
         rest, done, reused, logs = blocks(len(self.collection.layers)), 0, 0, nothing
         total = len(self.collection.layers)
         while rest:
@@ -167,18 +168,18 @@ class Coder:
             self.room = None
 
     def _solve(self, aim: float, correction: Correction) -> Forecast:
-        target = self.target.with_allowed(aim, self.outlook.rest_bytes)
+        target = self.target.with_allowed(aim, self.rate_tables.rest_bytes)
         if self.target.budget is not None and target.budget is not None:
-            self.outlook.check_budget(self.target.budget)
-            room = min(self.target.budget, self.outlook.floor)
+            self.rate_tables.check_budget(self.target.budget)
+            room = min(self.target.budget, self.rate_tables.floor)
             target = target.with_goal("budget", max(target.budget, room))
-        return self.outlook.solve(target, correction)
+        return self.rate_tables.solve(target, correction)
 
     def _found(self, coded: Coded) -> float:
         """What a coded collection comes to, in the terms of `CompressionTarget.allowed`."""
         errors, target = coded.errors, self.target
         if target.budget is not None:
-            return coded.nbytes - self.outlook.rest_bytes
+            return coded.nbytes - self.rate_tables.rest_bytes
         if target.max_error is not None:
             return float(errors.max(initial=0))
         return float(errors.mean() if target.mean_error is not None else np.square(errors).mean())
@@ -187,10 +188,10 @@ class Coder:
         """Whether more could not be used up: there is nothing finer, or nothing to lose."""
         if self.target.budget is not None:
             return bool(forecast.steps.max(initial=0) <= 2 * FINEST)
-        return not self.outlook.alive.any()
+        return not self.rate_tables.alive.any()
 
     def _out_of_reach(self, least: float) -> TargetError:
-        rest = self.outlook.rest_bytes
+        rest = self.rate_tables.rest_bytes
         nearest = self.target.with_allowed(least, rest)
         return TargetError(
             "The target was not met within a few attempts.",
@@ -219,7 +220,7 @@ class Coder:
 
     def _figures(self, parts: Parts, layers: Iterable[int]) -> tuple[Array, int]:
         """Of coded layers: (N,) shares of ||dW||^2 that they miss, and their bytes."""
-        positions = {name: i for i, name in enumerate(self.outlook.tasks)}
+        positions = {name: i for i, name in enumerate(self.rate_tables.tasks)}
         missed, payload = np.zeros(len(positions)), 0
         for index in layers:
             tasks, _, residual, nbytes = parts.figures(index)
@@ -230,22 +231,22 @@ class Coder:
     def _corrected(self, coded: Coded) -> Correction:
         forecast = coded.forecast
         payload = coded.payload / forecast.payload if forecast.payload else 1.0
-        overhead = coded.nbytes - self.outlook.rest_bytes - coded.payload
-        self.outlook = replace(self.outlook, overhead=overhead)
+        overhead = coded.nbytes - self.rate_tables.rest_bytes - coded.payload
+        self.rate_tables = replace(self.rate_tables, overhead=overhead)
         return Correction(_ratio(coded.errors, forecast.errors), payload)
 
     @cached_property
     def _weights(self) -> Array:
         """1 / ||dW|| of every task."""
         weights = self.collection.weights
-        return np.array([weights[name] for name in self.outlook.tasks])
+        return np.array([weights[name] for name in self.rate_tables.tasks])
 
     def _layers(
         self, forecast: Forecast, chosen: Sequence[int], done: int, total: int
     ) -> Generator[CodedLayer, None, None]:
         weights = self._weights
         steps = np.divide(forecast.steps, weights, out=np.zeros(len(weights)), where=weights > 0)
-        by_name = dict(zip(self.outlook.tasks, steps.tolist(), strict=True))
+        by_name = dict(zip(self.rate_tables.tasks, steps.tolist(), strict=True))
         names = [spec.name for spec in self.collection.layers]
         sources, device = self.collection.sources, pick_device(self.context.device)
 
@@ -262,9 +263,9 @@ class Coder:
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""
-        tasks = self.outlook.layers[index].tasks
+        tasks = self.rate_tables.layers[index].tasks
         return [
-            Group(m.number, m.kind, tuple(self.outlook.tasks[tasks[row]] for row in m.members))
+            Group(m.number, m.kind, tuple(self.rate_tables.tasks[tasks[row]] for row in m.members))
             for m in forecast.modes[index]
         ]
 

@@ -129,6 +129,6 @@ def _bytes(parts: Sequence[bytes]) -> torch.Tensor:
     ]
 
 
-def partial_outlook(directory: Path) -> Path:
-    """Where a build keeps the outlook that its target needed."""
+def partial_rate_tables(directory: Path) -> Path:
+    """Where a build keeps the rate tables that its target needed."""
     return directory / "outlook.safetensors"

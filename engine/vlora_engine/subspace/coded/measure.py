@@ -1,4 +1,4 @@
-"""Measures what an `Outlook` tells: energies of every task, clusters, and what sharing would cost.
+"""Measures `RateTables`: energies of every task, clusters, and what sharing would cost.
 
 Two passes, layer by layer. The first keeps the singular values of every task and compares the A of
 all; those with a cosine above a half are a cluster, whatever the reason (one run, one seed). What
@@ -28,8 +28,8 @@ from vlora_engine.codec.forecast import (
     FINEST,
     Forecast,
     GroupTable,
-    Outlook,
     OwnTable,
+    RateTables,
 )
 from vlora_engine.codec.klt import row_energies
 from vlora_engine.codec.own import singular_values
@@ -91,12 +91,12 @@ def measure(
     aim: CompressionTarget | None = None,
     overhead: int = 0,
     passed: FirstPass | None = None,
-) -> Outlook:
-    """The outlook of a checked collection, its sizes left open but for that of rest tensors.
+) -> RateTables:
+    """The rate tables of a checked collection, their sizes left open but for that of rest tensors.
 
     Args:
         weights: 1 / ||dW|| of every task. groups: Look at what sharing would save, too.
-        aim: The one target that the outlook is made for; without it, it serves all.
+        aim: The one target that the tables are made for; without it, they serve all.
         overhead: Bytes on disk that no choice changes, rest tensors apart.
         passed: The first pass over all layers, where it was made before.
     """
@@ -112,42 +112,44 @@ def measure(
         with closing(looked_at):
             for layer in looked_at:
                 first.add(layer)
-    outlook = Outlook(names, first.tables, {}, np.ones(1), {})
-    outlook.overhead, outlook.rest_bytes = overhead, sum(map(rest_bytes, sources.values()))
-    outlook.grid = _grid(outlook) if aim is None else _grid_around(outlook, aim)
+    rate_tables = RateTables(names, first.tables, {}, np.ones(1), {})
+    rate_tables.overhead, rate_tables.rest_bytes = overhead, sum(map(rest_bytes, sources.values()))
+    rate_tables.grid = _grid(rate_tables) if aim is None else _grid_around(rate_tables, aim)
     if not groups or len(names) < 2:
-        return outlook
-    outlook.cosines = ratios_of(first.gram)
+        return rate_tables
+    rate_tables.cosines = ratios_of(first.gram)
     signatures = [_signature(sources[name]) for name in names]
-    outlook.clusters = _clusters(outlook.cosines, signatures)
+    rate_tables.clusters = _clusters(rate_tables.cosines, signatures)
 
     def look(work: Look) -> tuple[int, list[GroupTable]]:
         stack = read_stack(order[work.layer], sources, weights, device)
-        table = outlook.layers[work.layer]
+        table = rate_tables.layers[work.layer]
         found = []
         for number, kind in work.offers:
-            wanted = set(outlook.clusters[number])
+            wanted = set(rate_tables.clusters[number])
             members = [i for i, task in enumerate(table.tasks.tolist()) if task in wanted]
             if len(members) > 1:
                 make = klt_table if kind == "klt" else delta_table
-                found.append(make(stack, number, members, outlook.grid))
+                found.append(make(stack, number, members, rate_tables.grid))
         return work.layer, found
 
-    is_one_family = len(components_of(outlook.cosines > COSINE)) == 1 and len(set(signatures)) == 1
-    related = set(outlook.clusters) - (set() if is_one_family else {EVERYBODY})
-    offers = [(n, "delta") for n in outlook.clusters] + [(n, "klt") for n in sorted(related)]
+    is_one_family = (
+        len(components_of(rate_tables.cosines > COSINE)) == 1 and len(set(signatures)) == 1
+    )
+    related = set(rate_tables.clusters) - (set() if is_one_family else {EVERYBODY})
+    offers = [(n, "delta") for n in rate_tables.clusters] + [(n, "klt") for n in sorted(related)]
     families = list(_families(order).values())
     for choose in (_middle, _ends, _some):
-        works = [work for rows in families for work in choose(outlook, rows, offers, aim)]
+        works = [work for rows in families for work in choose(rate_tables, rows, offers, aim)]
         seen = map_ordered(look, works, run, stage="groups")
         with closing(seen):
-            outlook.groups |= seen
+            rate_tables.groups |= seen
     for rows in families:
-        if aim is None or _promising(outlook, rows[len(rows) // 2], aim):
-            _borrow(outlook, rows)
+        if aim is None or _promising(rate_tables, rows[len(rows) // 2], aim):
+            _borrow(rate_tables, rows)
         else:
-            outlook.groups |= {row: [] for row in rows}
-    return outlook
+            rate_tables.groups |= {row: [] for row in rows}
+    return rate_tables
 
 
 Offers = Sequence[tuple[int, str]]
@@ -165,29 +167,31 @@ class Look:
 
 
 def _middle(
-    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
+    rate_tables: RateTables, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
 ) -> list[Look]:
     """Everything on the middle layer of a family."""
     return [Look(rows[len(rows) // 2], offers)]
 
 
 def _ends(
-    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
+    rate_tables: RateTables, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
 ) -> list[Look]:
     """What promises something there, on the first and the last."""
-    promising = _promising(outlook, rows[len(rows) // 2], aim)
-    left = sorted({rows[0], rows[-1]} - outlook.groups.keys())
+    promising = _promising(rate_tables, rows[len(rows) // 2], aim)
+    left = sorted({rows[0], rows[-1]} - rate_tables.groups.keys())
     return [Look(row, promising) for row in left if promising]
 
 
 def _some(
-    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
+    rate_tables: RateTables, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
 ) -> list[Look]:
     """The same on some more, but where these three agree and looking takes long."""
-    looked_at = [row for row in rows if row in outlook.groups]
-    offered = {_promising(outlook, row, aim) for row in looked_at}
-    promising = _promising(outlook, rows[len(rows) // 2], aim)
-    if not promising or (len(offered) == 1 and outlook.layers[looked_at[0]].shares.size > LARGE):
+    looked_at = [row for row in rows if row in rate_tables.groups]
+    offered = {_promising(rate_tables, row, aim) for row in looked_at}
+    promising = _promising(rate_tables, rows[len(rows) // 2], aim)
+    if not promising or (
+        len(offered) == 1 and rate_tables.layers[looked_at[0]].shares.size > LARGE
+    ):
         return []
     return [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row not in looked_at]
 
@@ -307,14 +311,14 @@ def _spread(rows: Sequence[int], count: int) -> list[int]:
     return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
 
 
-def _borrow(outlook: Outlook, rows: Sequence[int]) -> None:
+def _borrow(rate_tables: RateTables, rows: Sequence[int]) -> None:
     """Layers that were not looked at are taken to be like the nearest of their family."""
-    looked_at = [row for row in rows if row in outlook.groups]
+    looked_at = [row for row in rows if row in rate_tables.groups]
     for row in rows:
-        if row not in outlook.groups:
+        if row not in rate_tables.groups:
             near = min(looked_at, key=lambda other: (abs(other - row), other))
-            alike = np.array_equal(outlook.layers[row].tasks, outlook.layers[near].tasks)
-            outlook.groups[row] = outlook.groups[near] if alike else []
+            alike = np.array_equal(rate_tables.layers[row].tasks, rate_tables.layers[near].tasks)
+            rate_tables.groups[row] = rate_tables.groups[near] if alike else []
 
 
 def _families(names: Sequence[str]) -> dict[str, list[int]]:
@@ -326,47 +330,49 @@ def _families(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _promising(
-    outlook: Outlook, layer: int, aim: CompressionTarget | None
+    rate_tables: RateTables, layer: int, aim: CompressionTarget | None
 ) -> tuple[tuple[int, str], ...]:
     """The groups that save anything on a layer, at any step of the grid that may be taken."""
     error = None if aim is None else aim.error
     found: set[tuple[int, str]] = set()
-    part = outlook.only([layer])
-    for step in outlook.grid.tolist():
-        modes = outlook.layer_modes(layer, step)
-        forecast = part.forecast(np.full(len(outlook.tasks), step), [modes])
+    part = rate_tables.only([layer])
+    for step in rate_tables.grid.tolist():
+        modes = rate_tables.layer_modes(layer, step)
+        forecast = part.forecast(np.full(len(rate_tables.tasks), step), [modes])
         if error is None or float(forecast.layer_errors[0]) <= NEAR * error:
             found |= {(mode.number, mode.kind) for mode in modes}
     return tuple(sorted(found))
 
 
-def _grid(outlook: Outlook) -> Array:
+def _grid(rate_tables: RateTables) -> Array:
     """Steps between a mean error of next to nothing and one of next to everything."""
-    finest, coarsest = (_step_at(outlook, error) for error in (BEST, WORST))
+    finest, coarsest = (_step_at(rate_tables, error) for error in (BEST, WORST))
     points = max(2, int(np.ceil(np.log(coarsest / finest) / np.log(GRID_FACTOR))) + 1)
     return np.geomspace(finest, coarsest, points)
 
 
-def _grid_around(outlook: Outlook, aim: CompressionTarget) -> Array:
+def _grid_around(rate_tables: RateTables, aim: CompressionTarget) -> Array:
     """A few steps from what the target comes to without sharing to what it may come to with it."""
     if aim.budget is not None:
-        bits = 8 * max(1, aim.budget - outlook.rest_bytes - outlook.overhead)
-        step = _step_for(outlook, lambda found: found.bits.sum() <= bits, coarser=False)
+        bits = 8 * max(1, aim.budget - rate_tables.rest_bytes - rate_tables.overhead)
+        step = _step_for(rate_tables, lambda found: found.bits.sum() <= bits, coarser=False)
     else:
-        step = _step_at(outlook, aim.error or BEST)
+        step = _step_at(rate_tables, aim.error or BEST)
     spread = (1 / 8, 1 / 3, 1, 3) if aim.budget is not None else (1 / 3, 1, 3)
     return np.array([step * factor for factor in spread])
 
 
-def _step_at(outlook: Outlook, error: float) -> float:
-    return _step_for(outlook, lambda found: found.errors.mean() <= error, coarser=True)
+def _step_at(rate_tables: RateTables, error: float) -> float:
+    return _step_for(rate_tables, lambda found: found.errors.mean() <= error, coarser=True)
 
 
-def _step_for(outlook: Outlook, holds: Callable[[Forecast], bool], *, coarser: bool) -> float:
+def _step_for(
+    rate_tables: RateTables, holds: Callable[[Forecast], bool], *, coarser: bool
+) -> float:
     """The coarsest (or finest) step of `own` for which something still holds."""
     low, high = np.log2(FINEST), np.log2(COARSEST)
     for _ in range(14):
         middle = (low + high) / 2
-        found = bool(holds(outlook.at("own", 2.0**middle)))
+        found = bool(holds(rate_tables.at("own", 2.0**middle)))
         low, high = (middle, high) if found == coarser else (low, middle)
     return float(2.0 ** ((low + high) / 2))

@@ -11,7 +11,7 @@ from textual import events
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from tests.app.tui.drive import resized, run
+from tests.app.tui.drive import resized, run, screen_lines
 from tests.witnesses import make
 from vlora_tui.tui.adapters.rows import NOT_CHECKED
 from vlora_tui.tui.adapters.scanner import pasted_paths
@@ -246,14 +246,16 @@ def test_pasted_texts_name_places() -> None:
 
 
 @pytest.mark.parametrize("place", ["hf://org/name", "s3://bucket/x", "me@host:/x", "/no/such"])
-def test_what_cannot_be_looked_into_is_said_and_stays_on_the_page(place: str) -> None:
+def test_what_cannot_be_looked_into_is_said_and_stays_on_the_page(
+    place: str, messages: list[str]
+) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         view(pilot).look_into([place])
         await settle(pilot)
         assert "--" not in problem(pilot)
         assert pilot.app.query_one(StartPage).display
         assert pilot.app.query_one("#adapters-problem").region.height > 1
-        assert not pilot.app._notifications  # which would vanish
+        assert not messages  # which would vanish
         await pilot.press("escape")
         assert not pilot.app.query_one("#adapters-problem").display
 
@@ -426,8 +428,7 @@ def test_ascii_only_draws_ascii_only(folder: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         await pilot.press("G", "asterisk")
-        lines = pilot.app.screen._compositor.render_strips(pilot.app.size)
-        text = "\n".join(strip.text for strip in lines)
+        text = "\n".join(screen_lines(pilot.app))
         odd = {c for c in text if not c.isascii()}
         assert not odd, odd
 
@@ -443,7 +444,7 @@ def test_a_name_cannot_draw_on_the_screen(folder: Path) -> None:
         row = next(row for row in view(pilot).table.rows if "evil" in row.name)
         view(pilot).table.move_to(list(view(pilot).table.rows).index(row))
         await pilot.pause()
-        text = "\n".join(s.text for s in pilot.app.screen._compositor.render_strips(pilot.app.size))
+        text = "\n".join(screen_lines(pilot.app))
         assert "\x1b" not in text
         assert "\u202e" not in text
         assert "\x1b" not in row.text()

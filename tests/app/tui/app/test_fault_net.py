@@ -107,10 +107,6 @@ PLACES: dict[str, Callable[[Failing], Any]] = {
 }
 
 
-def said(application: VLoRAApp) -> list[str]:
-    return [note.message for note in application._notifications]
-
-
 async def caught(pilot: Pilot[Any], faults: Faults) -> None:
     for _ in range(100):
         await pilot.pause()
@@ -120,7 +116,9 @@ async def caught(pilot: Pilot[Any], faults: Faults) -> None:
 
 
 @pytest.mark.parametrize("where", PLACES)
-def test_whatever_fails_the_interface_goes_on(where: str, runs: Path, faults: Faults) -> None:
+def test_whatever_fails_the_interface_goes_on(
+    where: str, runs: Path, faults: Faults, messages: list[str]
+) -> None:
     application = app(runs)
 
     async def steps(pilot: Pilot[Any]) -> None:
@@ -133,7 +131,7 @@ def test_whatever_fails_the_interface_goes_on(where: str, runs: Path, faults: Fa
         assert [str(fault) for fault in faults] == [f"in {where}"]
         faults.clear()
 
-        (shown,) = said(application)
+        (shown,) = messages
         assert "bug in vlora-tui" in shown
         assert f"Odd: in {where}" in shown
         log = paths.state_dir() / "interface.log"
@@ -154,7 +152,7 @@ def test_whatever_fails_the_interface_goes_on(where: str, runs: Path, faults: Fa
 
 
 def test_a_failed_action_holds_up_no_other_key(
-    runs: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch
+    runs: Path, faults: Faults, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     application = app(runs)
 
@@ -172,7 +170,7 @@ def test_a_failed_action_holds_up_no_other_key(
         assert len(marked(pilot)) == 4
         assert len(faults) == 3 * FLOOD
         faults.clear()
-        (shown,) = said(application)  # and no flood of words either
+        (shown,) = messages  # and no flood of words either
         assert "It cannot be done so." in shown
         assert "bug in vlora-tui" not in shown
         text = (paths.state_dir() / "interface.log").read_text()
@@ -202,7 +200,7 @@ def test_a_fault_at_every_refresh_ends_it_in_good_order(
         widget = Never()
         await application.view.mount(widget)
         application.set_interval(0.001, widget.refresh)
-        while not application._exit:
+        while application.return_code is None:
             await pilot.pause()
 
     run(application, steps)

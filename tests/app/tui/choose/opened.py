@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tests.app.tui.drive import Steps, run, until
+from tests.app.tui.drive import Steps, run, screen_lines, until
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
@@ -42,7 +42,7 @@ class Opened:
         return "\n".join(widget.render_line(y).text for y in range(widget.size.height))
 
     def screen_lines(self) -> list[str]:
-        return [strip.text for strip in self.app.screen._compositor.render_strips()]
+        return screen_lines(self.app)
 
     def asked_words(self) -> str:
         return str(self.app.screen.query_one(".words").render())

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 from textual.worker import WorkerCancelled
 
-from tests.app.tui.drive import Steps, run
+from tests.app.tui.drive import Steps, cells, run
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
@@ -20,7 +20,6 @@ from vlora_tui.recipe.model import Recipe
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.export.preview import PreviewPane
 from vlora_tui.tui.export.view import ExportView
 from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.form import Form
@@ -93,9 +92,7 @@ def words(pilot: Pilot[Any], which: str) -> str:
 
 def rows(pilot: Pilot[Any]) -> list[list[str]]:
     table: Table[Any] = pilot.app.query_one("#row-table", Table)
-    return [
-        [text for text, _ in pilot.app.query_one(PreviewPane)._cells(row)] for row in table.rows
-    ]
+    return cells(table)
 
 
 def buttons(pilot: Pilot[Any]) -> str:

@@ -70,15 +70,16 @@ def test_marks_move_the_preview(opened: Session) -> None:
     use(opened, steps)
 
 
-def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(marked: Session) -> None:
+def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(
+    marked: Session, messages: list[str]
+) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         screen = view(pilot)
         screen.editor.settings = replace(screen.editor.settings, doing="export")
         screen.planner.replan = lambda *_: None  # type: ignore[method-assign]  # it comes later
         await pilot.press("plus", "w")
         await settle(pilot)
-        said = [notification.message for notification in pilot.app._notifications]
-        assert any("Nothing" in message for message in said), said
+        assert any("Nothing" in message for message in messages), messages
         assert not pilot.app.started
 
     use(marked, steps)

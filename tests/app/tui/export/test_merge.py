@@ -12,7 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.drive import resized, until
+from tests.app.tui.drive import cells, resized, until
 from tests.app.tui.export.screen import ExportApp, form_lines, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
@@ -33,7 +33,7 @@ from vlora_tui.tui.widgets.table import Table
 
 def items(pilot: Pilot[Any]) -> list[list[str]]:
     pane = pilot.app.query_one(ItemsPane)
-    return [[text for text, _ in pane._cells(row)] for row in pane.table.rows]
+    return cells(pane.table)
 
 
 def titles(pilot: Pilot[Any]) -> list[str]:
@@ -184,7 +184,7 @@ ANSWER = {
 def kept(pilot: Pilot[Any]) -> list[list[str]]:
     pane = pilot.app.query_one(DetailsPane)
     table: Table[Any] = pane.query_one("#kept-table", Table)
-    return [[text for text, _ in pane._cells(row)] for row in table.rows] if table.display else []
+    return cells(table) if table.display else []
 
 
 def said(pilot: Pilot[Any]) -> str:
@@ -259,8 +259,8 @@ def bars(pilot: Pilot[Any]) -> dict[str, tuple[str, str]]:
     keys = [column.key for column in pane.table.columns]
     if "kept" not in keys:
         return {}
-    cells = {item.name: [text for text, _ in pane._cells(item)] for item in pane.table.rows}
-    return {n: (row[keys.index("bar")], row[keys.index("kept")]) for n, row in cells.items()}
+    drawn = zip(pane.table.rows, cells(pane.table), strict=True)
+    return {i.name: (row[keys.index("bar")], row[keys.index("kept")]) for i, row in drawn}
 
 
 def test_arrows_change_a_weight_and_the_bars_follow(

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
-from tests.app.tui.drive import resized, run, until
+from tests.app.tui.drive import cells, resized, run, until
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
@@ -84,8 +84,11 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         await until(pilot, lambda: "Open" in keys_of(app), "the key for the result")
         assert keys_of(app).isdisjoint({"Cancel", "Resume", "Start"})  # over, and complete
         table = app.query_one("#jobs", Table)
-        cells = [cell for cell, _ in table._draw(table.row)]
-        assert cells[2:5] == ["delta", size(manifest.nbytes), percent(manifest.worst.error)]
+        assert cells(table)[table.cursor][2:5] == [
+            "delta",
+            size(manifest.nbytes),
+            percent(manifest.worst.error),
+        ]
         assert app.jobs._timer is None  # nothing is polled once nothing runs
         await pilot.press("v")
         assert app.session.manifest is not None
@@ -123,7 +126,7 @@ def test_an_output_that_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "precious").exists()
 
 
-def test_nothing_marked_says_what_to_do() -> None:
+def test_nothing_marked_says_what_to_do(messages: list[str]) -> None:
     app = VLoRAApp()
 
     async def steps(pilot: Pilot) -> None:
@@ -132,7 +135,7 @@ def test_nothing_marked_says_what_to_do() -> None:
         assert app.job_views() == []
         assert keys_of(app).isdisjoint({"Start", "Open", "Cancel", "Resume"})
         await pilot.press("c")  # still answered
-        assert any("This job is over" in str(n.message) for n in app._notifications)
+        assert any("This job is over" in text for text in messages)
 
     run(app, steps)
 

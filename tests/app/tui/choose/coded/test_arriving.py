@@ -17,8 +17,8 @@ from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import (
     Spectra,
     layer_file,
-    outlook_file,
     own_file,
+    rate_tables_file,
     write_layer,
 )
 from vlora_tui.tui.choose.advice import AdvicePane
@@ -36,14 +36,14 @@ class TestArriving:
         """Spectra of two of four layers, and what has more of them arrive."""
         folder = Path(shutil.copytree(measured, tmp_path / "partial"))
         whole = Spectra.load(measured)
-        outlook_file(folder).unlink()
+        rate_tables_file(folder).unlink()
         for i in range(4):
             layer_file(folder, i).unlink()
         opened = Opened(None, method="auto", max_error=0.05)
 
         def arrive(i: int) -> None:
-            outlook = whole.outlook()
-            save_own_table(own_file(folder, i), outlook.layers[i])
+            rate_tables = whole.rate_tables()
+            save_own_table(own_file(folder, i), rate_tables.layers[i])
             table = whole.layers[whole.layer_names[i]]
             write_layer(folder, i, replace(table, methods={"delta": table.methods["delta"]}))
 
@@ -69,8 +69,8 @@ class TestArriving:
             assert "smaller than the originals  from 2 of 4 layers" in first
             assert "[ w Build ]" in first
             before = curve.marks.k
-            exact = whole.outlook().solve(CompressionTarget("own", max_error=0.05))
-            assert before == pytest.approx(whole.outlook().nbytes(exact), rel=0.25)
+            exact = whole.rate_tables().solve(CompressionTarget("own", max_error=0.05))
+            assert before == pytest.approx(whole.rate_tables().nbytes(exact), rel=0.25)
             await pilot.press("right_square_bracket")
             assert opened.goal == ("max_error", 0.045)
             assert curve.marks.k > before
@@ -94,13 +94,13 @@ class TestArriving:
             assert curve.data.layers == 4
             assert "sharing not measured yet" in advice.plain()
             assert "~" in advice.plain().split("\n")[0]
-            whole.outlook().save(outlook_file(spectra.path))
+            whole.rate_tables().save(rate_tables_file(spectra.path))
             assert spectra.refresh()
             opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             assert [w.region for w in view.walk_children() if w.id is not None] == places
-            exact = whole.outlook().solve(CompressionTarget("auto", max_error=0.05))
-            nbytes = size(whole.outlook().nbytes(exact))
+            exact = whole.rate_tables().solve(CompressionTarget("auto", max_error=0.05))
+            nbytes = size(whole.rate_tables().nbytes(exact))
             assert f"auto, worst 5 %: {nbytes}, " in advice.plain()
 
         opened.use(steps)
@@ -113,7 +113,7 @@ class TestArriving:
         arrive(2)
         arrive(3)
         spectra = opened.session.spectra
-        whole.outlook().save(outlook_file(spectra.path))
+        whole.rate_tables().save(rate_tables_file(spectra.path))
         spectra.refresh()
 
         async def steps(pilot: Any) -> None:

@@ -31,7 +31,7 @@ class TestCurves:
             for ratio in (3.0, 4.0, 6.0):
                 one, own = (
                     sizes.estimate(
-                        CompressionTarget(m, budget=int(sizes.outlook.factor_bytes / ratio))
+                        CompressionTarget(m, budget=int(sizes.rate_tables.factor_bytes / ratio))
                     )
                     for m in ("auto", "own")
                 )
@@ -102,7 +102,7 @@ class TestCurves:
         while sizes.work(lambda: next(calls) % 3 == 0):  # put off again and again
             pass
         about = sizes.estimate(choosing).prediction
-        exact = Coded.of(spectra.outlook(), choosing).prediction
+        exact = Coded.of(spectra.rate_tables(), choosing).prediction
         assert about.nbytes == pytest.approx(exact.nbytes, rel=0.05)
         assert about.mean_error == pytest.approx(exact.mean_error, rel=0.05)
         assert about.max_error == pytest.approx(exact.max_error, rel=0.15)

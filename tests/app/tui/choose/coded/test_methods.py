@@ -61,12 +61,12 @@ class TestMethods:
 
     def test_figures_are_those_of_the_tables(self, auto: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            outlook = auto.session.spectra.outlook()
+            rate_tables = auto.session.spectra.rate_tables()
             for method in ("auto", "own"):
-                forecast = outlook.solve(CompressionTarget(method, max_error=0.05))
+                forecast = rate_tables.solve(CompressionTarget(method, max_error=0.05))
                 text = auto.text(FiguresPane)
                 assert f"~{percent(float(forecast.errors.mean()))}" in text
-                assert f"~{size(outlook.nbytes(forecast))}" in text
+                assert f"~{size(rate_tables.nbytes(forecast))}" in text
                 await pilot.press("m")
                 await auto.settled(pilot)
 
@@ -75,13 +75,13 @@ class TestMethods:
     def test_beside_a_k_stands_what_auto_and_own_come_to_at_its_error(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await screen.settled(pilot)
-            outlook = screen.session.spectra.outlook()
+            rate_tables = screen.session.spectra.rate_tables()
             now = screen.session.figures().prediction
             error, text = float(f"{now.max_error:.4g}"), screen.text(FiguresPane)
             for method in ("auto", "own"):
-                forecast = outlook.solve(CompressionTarget(method, max_error=error))
-                assert f"~{size(outlook.nbytes(forecast))}" in text
-            auto = outlook.nbytes(outlook.solve(CompressionTarget("auto", max_error=error)))
+                forecast = rate_tables.solve(CompressionTarget(method, max_error=error))
+                assert f"~{size(rate_tables.nbytes(forecast))}" in text
+            auto = rate_tables.nbytes(rate_tables.solve(CompressionTarget("auto", max_error=error)))
             assert (
                 f"auto reaches {percent(now.max_error)} in {size(auto)} instead of "
                 f"{size(now.nbytes)} (m)."
@@ -133,15 +133,15 @@ class TestMethods:
             await auto.settled(pilot)
             curve = auto.view.query_one(CurvePane)
             assert "auto, against bytes" in str(curve.border_title)
-            data, outlook = curve.data, auto.session.spectra.outlook()
+            data, rate_tables = curve.data, auto.session.spectra.rate_tables()
             assert data.in_bytes
             assert data.layers == 4
             # The band at one size is that of the forecast with this size, layer by layer.
-            forecast = outlook.at("auto", 2.0**-8)
+            forecast = rate_tables.at("auto", 2.0**-8)
             shares = np.sort(forecast.layer_shares)
-            at = np.interp(outlook.nbytes(forecast), data.k, data.low)
+            at = np.interp(rate_tables.nbytes(forecast), data.k, data.low)
             assert at == pytest.approx(shares[0], abs=0.002)
-            at = np.interp(outlook.nbytes(forecast), data.k, data.median)
+            at = np.interp(rate_tables.nbytes(forecast), data.k, data.median)
             assert at == pytest.approx(np.median(shares), abs=0.002)
             now = auto.session.figures().prediction
             assert curve.marks.k == now.nbytes

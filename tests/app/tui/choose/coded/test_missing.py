@@ -15,7 +15,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.tables import (
     Spectra,
-    outlook_file,
+    rate_tables_file,
 )
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.pipeline.run import SpectraRun
@@ -58,7 +58,7 @@ class TestWhatIsMissing:
         place = gather(recipe).spectra_dir(MEASURED)
         shutil.copytree(measured, place)
         assert core_job_client.cached_spectra(recipe) is not None
-        outlook_file(place).unlink()
+        rate_tables_file(place).unlink()
         assert core_job_client.cached_spectra(recipe) is None
         SpectraRun(recipe, lambda event: None).execute()
         assert core_job_client.cached_spectra(recipe) is not None

@@ -46,16 +46,16 @@ class TestWhoSharesWhoLoses:
         screen.use(steps)
 
     def test_a_few_layers_are_named_and_a_group_without_any_says_so(self, measured: Path) -> None:
-        outlook = Spectra.load(measured).outlook()
+        rate_tables = Spectra.load(measured).rate_tables()
         short = {name: name.removeprefix("transformer.h.") for name in MODULES}
-        outlook.groups = {0: outlook.groups[0]}
+        rate_tables.groups = {0: rate_tables.groups[0]}
         told = sharing_text(
-            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+            Coded.of(rate_tables, CompressionTarget("auto", max_error=0.05)), short
         ).plain
-        assert f"in {short[outlook.layers[0].name]}\n" in told
-        outlook.groups = {}
+        assert f"in {short[rate_tables.layers[0].name]}\n" in told
+        rate_tables.groups = {}
         told = sharing_text(
-            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+            Coded.of(rate_tables, CompressionTarget("auto", max_error=0.05)), short
         ).plain
         assert "share nothing: at this error coding each alone is smaller" in told
         assert "Sharing saves nothing at this error" in told
@@ -99,8 +99,8 @@ class TestWhoSharesWhoLoses:
 
 def test_names_from_files_draw_nothing_but_themselves(measured: Path) -> None:
     spectra = Spectra.load(measured)
-    outlook = spectra.outlook()
-    outlook.tasks = [f"[b]{name}\x1b[2J" for name in outlook.tasks]
+    rate_tables = spectra.rate_tables()
+    rate_tables.tasks = [f"[b]{name}\x1b[2J" for name in rate_tables.tasks]
     opened = Opened(spectra, method="auto")
 
     async def steps(pilot: Any) -> None:
