@@ -42,7 +42,8 @@ from vlora_tui.tui.core.job_client import POLL_SECONDS
 from vlora_tui.tui.core.messages import JobsChanged, SpectraChanged
 from vlora_tui.tui.terminal.driver import Terminal
 
-runs, place, first = sys.argv[1:]
+runs, place, *rest = sys.argv[1:]
+first = int(rest[0]) if rest else 4  # layers that are there
 app = VLoRAApp([runs])
 app.driver_class = Terminal
 session = app.session
@@ -51,7 +52,7 @@ for path in session.infos:
     session.mark(path, True)
 app.jobs.spectra_of = tuple(sorted(session.marked))
 spectra = Spectra.load(Path(place))
-late = list(spectra.layers.items())[int(first):]
+late = list(spectra.layers.items())[first:]
 for name, _ in late:
     del spectra.layers[name]
 session.set_spectra(spectra)
@@ -62,7 +63,7 @@ done = 0
 def move():
     global done
     done += 1
-    if late and int(first):
+    if late and first:
         name, layer = late.pop(0)
         spectra.layers[name] = layer
         session.set_spectra(spectra)
@@ -107,7 +108,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def terminal(places: tuple[Path, Path]) -> Iterator[Terminal]:
-    there = Terminal(*map(str, places), "4", code=PROGRAM)
+    there = Terminal(*map(str, places), code=PROGRAM)
     there.read(b"spectra ")
     yield there
     there.close()
