@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.compression_target import CompressionTarget, LayerK, one_k, sides_of
 from vlora_engine.spectra.byte_curves import ByteCurves
 from vlora_engine.spectra.k_curves import (
     SIDES,
@@ -32,12 +31,14 @@ from vlora_tui.tui.choose.text import (
     difference,
     goal_words,
     is_rough,
+    k_words,
     percent,
     spread,
     summary,
     worst_layer,
 )
 from vlora_tui.tui.core.session import Figures, Session
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
@@ -165,26 +166,36 @@ class LayerTables:
 
     def layer_top(self, layer: str, method: str) -> int:
         """The largest k of a layer; of all while it is not measured."""
+        return max(self.layer_limits(layer, method))
+
+    def layer_limits(self, layer: str, method: str) -> tuple[int, int]:
+        """The same of either side."""
         method = self.basis(method)
         if layer not in self.spectra.layers:
-            return self.top(method)
+            return (self.top(method),) * 2
         table = self.spectra.table(layer, method)
-        return max(1, table.max_a, table.max_b)
+        return max(1, table.max_a), max(1, table.max_b)
 
     def within(self, choosing: CompressionTarget) -> CompressionTarget:
         """``choosing`` with no k beyond what its method has."""
         if choosing.is_coded:
             return choosing
         top = self.top(choosing.method)
-        layers = {name: min(k, top) for name, k in choosing.layers.items()}
+        layers = {name: _clamped(k, (top, top)) for name, k in choosing.layers.items()}
+        if not has_sides(choosing.method):
+            layers = {name: max(sides_of(k)) for name, k in layers.items()}
         k = None if choosing.k is None else min(choosing.k, top)
         return replace(choosing, layers=layers, k=k)
 
     def k_of(self, layer: str, figures: Figures | None) -> int:
-        """The k that a layer has in a choice."""
+        """The k that a layer has in a choice, of its larger side."""
+        return max(sides_of(self.layer_k(layer, figures)))
+
+    def layer_k(self, layer: str, figures: Figures | None) -> LayerK:
+        """The same of both sides."""
         if figures is None or figures.choice is None:
             return 1
-        return max(figures.choice.k.get(layer, (1, 1)))
+        return one_k(figures.choice.k.get(layer, (1, 1)))
 
     def middle(self, figures: Figures | None) -> int:
         """The k from which `[` and `]` go on: the median of a choice."""
@@ -305,8 +316,8 @@ class LayerTables:
         return self._once(key, lambda: band(self.spectra, layers, method, shown.side))
 
     def _uniform(self, choosing: CompressionTarget, dtype: str) -> Uniform:
-        key = ("uniform", choosing.method, dtype, choosing.quantize)
-        packed = named_quantization(choosing.quantize)
+        packed = choosing.quantization
+        key = ("uniform", choosing.method, dtype, packed)
         return self._once(key, lambda: uniform(self.spectra, choosing.method, dtype, packed))
 
     def _levels(
@@ -361,6 +372,8 @@ class LayerTables:
         least, most = min(measured, default=0.0), max(measured, default=1.0)
         span = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
         with_own_k = set(choosing.layers)
+        if with_own_k >= values.keys():
+            with_own_k = set()  # a mark on every layer marks none
         cells = {}
         for name, value in values.items():
             if value is None:
@@ -415,8 +428,7 @@ class LayerTables:
             return f"{name}{kind}" + ("" if loss is None else f"  error ~{percent(loss)}")
         if figures is None or figures.choice is None or layer not in figures.choice.k:
             return name
-        k_a, k_b = figures.choice.k[layer]
-        k = f"k {k_a}" if k_a == k_b else f"k {k_a} A, {k_b} B"
+        k = k_words(figures.choice.k[layer])
         error = figures.choice.prediction.layer_errors.get(layer)
         return f"{name}  {k}" + ("" if error is None else f"  error {percent(error)}")
 
@@ -564,7 +576,7 @@ class LayerTables:
             )
         prediction = None if figures is None else figures.prediction
         return Advice(
-            words=goal_words(session.choosing),
+            words=goal_words(session.choosing, len(self.spectra.layer_names)),
             nbytes=None if prediction is None else prediction.nbytes,
             ratio=0.0 if prediction is None else prediction.ratio,
             error=None
@@ -586,11 +598,18 @@ class LayerTables:
             return self.layer_figures(shown, known)
         if not shown.editing or shown.layer is None:
             return ""
-        k = session.choosing.layers.get(shown.layer)
-        return (
-            f"k {k} for {self.short.get(shown.layer, shown.layer)} alone: [ ] {{ }} = change it, "
-            "esc ends, backspace clears it"
+        own = session.choosing.layers.get(shown.layer)
+        return keyed(
+            f"{k_words(own or 1)} for {self.short.get(shown.layer, shown.layer)} alone: "
+            "<choose.k_down> <choose.k_up> <choose.k_down_8> <choose.k_up_8> <choose.k> change it, "
+            "<choose.done> ends, <choose.clear_own> clears it"
         )
+
+
+def _clamped(k: LayerK, limits: tuple[int, int]) -> LayerK:
+    """The k of a layer from 1 to what it has on either side."""
+    k_a, k_b = (min(max(1, one), limit) for one, limit in zip(sides_of(k), limits, strict=True))
+    return max(k_a, k_b) if isinstance(k, int) else one_k((k_a, k_b))
 
 
 def _error_text(error: float) -> str:

@@ -18,8 +18,7 @@ from textual.widget import Widget
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
-from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, spread
+from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.text import clean, cut, plural
 from vlora_tui.tui.widgets.bindings import hidden
@@ -282,12 +281,13 @@ _FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
     dash = "-" if ascii_only else "–"
     cells = dict.fromkeys(_WIDTHS, "")
-    words = goal_words(row.choosing) if not row.rival else row.choosing.method
-    cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
     figures = row.figures
+    layers = len(figures.choice.k) if figures is not None and figures.choice is not None else 0
+    words = goal_words(row.choosing, layers or 1) if not row.rival else row.choosing.method
+    cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
     if figures is None:
         return cells
-    prediction, packed = figures.prediction, row.choosing.quantize
+    prediction, packed = figures.prediction, row.choosing.quantization
     if prediction is None:
         return cells | {"worst task": "not possible"}
     about = "" if figures.is_exact else "~"  # what coding and packing cost is an estimate
@@ -299,7 +299,7 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
             "k": str(low) if low == high else f"{low}{dash}{high}",
-            "dtype": dtype if packed == NOT_PACKED else packed,
+            "dtype": dtype if packed is None else short_packing(packed),
             "on disk": bytes_about + size(prediction.nbytes),
         }
     return cells | {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_engine.compression_target import CompressionTarget, LayerK
+from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.utils.formatting import listed, size
@@ -126,8 +126,8 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     """
     name, value = figures.choosing.goal
     if name == "k":
-        ks = [int(value), *figures.choosing.layers.values()]
-        return int(value), min(ks), max(ks)
+        least, most = figures.choosing.k_range or (int(value),) * 2
+        return int(value), least, most
     choice = figures.choice
     ks = [k for pair in choice.k.values() for k in pair] if choice is not None else [1]
     return round(statistics.median(ks)), min(ks), max(ks)
@@ -181,11 +181,34 @@ def target_words(choosing: CompressionTarget) -> str:
     }[name]
 
 
-def goal_words(choosing: CompressionTarget) -> str:
-    """The method and what was asked for, with the layers that have a k of their own."""
-    own_k = f" +{len(choosing.layers)} set" if choosing.layers else ""
-    packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
-    return f"{choosing.method}, {target_words(choosing)}{own_k}{packed}"
+def goal_words(choosing: CompressionTarget, layers: int) -> str:
+    """The method and what was asked for, with the layers that have a k of their own.
+
+    Args:
+        layers: How many there are; where all have their own k, it is one "by layer".
+    """
+    words, packed = target_words(choosing), choosing.quantization
+    if choosing.layers and choosing.k_range is not None:
+        least, most = choosing.k_range
+        by_layer = len(choosing.layers) >= layers and choosing.goal[0] == "k"
+        words = f"k {least}-{most} by layer" if by_layer else f"{words} +{len(choosing.layers)} set"
+    return f"{choosing.method}, {words}" + (f", as {short_packing(packed)}" if packed else "")
+
+
+def short_packing(packed: Quantization) -> str:
+    """A packing in a word or two: what differs from the usual is named."""
+    usual = named_quantization(packed.name)
+    basis, words = packed.basis, packed.name
+    if usual is None or basis == usual.basis:
+        return words
+    if basis.block_size != usual.basis.block_size:
+        words += f"/{basis.block_size}"
+    return words if basis.double_quant == usual.basis.double_quant else f"{words} fp16 scales"
+
+
+def k_words(k: LayerK) -> str:
+    """The k of a layer: one, or that of either side."""
+    return f"k {k}" if isinstance(k, int) or k[0] == k[1] else f"k {k[0]} A, {k[1]} B"
 
 
 def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:

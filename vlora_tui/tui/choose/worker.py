@@ -132,6 +132,19 @@ class BackgroundFigures:
         elif not self._is_arriving and self._lacks():
             self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
 
+    def when_known(self, choosing: CompressionTarget, then: Callable[[Figures], None]) -> None:
+        """Hand on the figures of a choice: at once where they are known, else from a thread."""
+        known = self._session.cached_figures(choosing)
+        if known is not None:
+            then(known)
+            return
+
+        def work() -> None:
+            figures = self._session.figures(choosing)
+            self._view.app.call_from_thread(then, figures)
+
+        self._view.run_worker(work, thread=True, group="known", exclusive=True)
+
     def beside(self) -> list[CompressionTarget]:
         """What stands beside the present choice: pins, other methods at its error, presets."""
         figures, choosing = self._known(), self._session.choosing

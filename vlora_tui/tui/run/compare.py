@@ -88,7 +88,7 @@ def figures_of_job(view: JobView) -> Figures:
     if recipe.compress is None:
         packed = recipe.quantize.quantization().name if recipe.quantize is not None else ""
         return replace(found, target=packed)
-    return replace(found, target=goal_words(*recipe.compress.target.goal))
+    return replace(found, target=goal_words(recipe.compress.target))
 
 
 def figures_of(manifest: Manifest) -> Figures:

@@ -18,6 +18,7 @@ from vlora_tui.pipeline.actions import AddTask, Evaluate, Pull, RemoveTasks
 from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
 from vlora_tui.tui.run.job_form import Question
+from vlora_tui.tui.run.job_text import PACKING_WORDS
 from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.utils.formatting import percent, size
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
-PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
 BLOCKS = (32, 64, 128, 256)
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from vlora_engine.quantization.packing import QUANTIZATIONS
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.key_names import keyed
@@ -14,6 +15,8 @@ from vlora_tui.tui.text import advice, clean, plural, tilde
 from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
 
 if TYPE_CHECKING:
+    from vlora_engine.compression_target import CompressionTarget
+    from vlora_engine.quantization.packing import Quantization
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.core.session import Session
 
@@ -26,6 +29,7 @@ TONES = {
     "vanished": "error",
     "elsewhere": "muted",
 }
+PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
 BAR = 30
 LINES = 200
 EXACT = 1e-12  # a relative error below that is the rounding of the comparison itself
@@ -229,12 +233,8 @@ def review(session: Session) -> Text:
             "mark one group at a time.\n",
             "bold",
         )
-    name, value = session.choosing.goal
     text.append(f"method    {session.choosing.method}\n")
-    text.append(f"target    {goal_words(name, value)}")
-    if session.choosing.layers:
-        text.append(f"; {plural(len(session.choosing.layers), 'layer')} with a k of its own")
-    text.append("\n")
+    text.append(f"target    {goal_words(session.choosing)}\n")
     text.append(f"packing   {packing_of(session)}\n")
     coded = session.choosing.is_coded
     figures = session.cached_figures() if coded else session.figures()  # a key waits for no solving
@@ -259,26 +259,29 @@ def review(session: Session) -> Text:
     return text
 
 
-PACKED = {
-    "none": "not packed",
-    "int8": "int8, blocks of 64 numbers with a scale each",
-    "int4": "int4, blocks of 64 numbers with a scale each",
-    "nf4": "NF4, blocks of 64 numbers with a scale each",
-}
-
-
 def packing_of(session: Session) -> str:
     """How the numbers are going to be stored."""
     target = session.choosing
-    if target.quantize != "none":
-        return PACKED.get(target.quantize, target.quantize)
+    packed = target.quantization
+    if packed is not None:
+        return packing_words(packed)
     if target.is_coded:
         return f"none; {target.method} chooses bits itself"
     return "none" if target.dtype == "auto" else f"none, {target.dtype}"
 
 
-def goal_words(name: str, value: float) -> str:
-    """A target as one says it."""
+def packing_words(packed: Quantization) -> str:
+    """A packing in full: ``int4, blocks of 64, 8-bit scales, loadings int8``."""
+    scales = 8 if packed.basis.double_quant else 16
+    words = (
+        f"{PACKING_WORDS[packed.name]}, blocks of {packed.basis.block_size}, {scales}-bit scales"
+    )
+    return words if packed.loadings is None else f"{words}, loadings {packed.loadings.name}"
+
+
+def goal_words(target: CompressionTarget) -> str:
+    """What is aimed at, as one says it, with the layers that have a k of their own."""
+    name, value = target.goal
     words = {
         "k": f"k = {value:.0f} for every layer",
         "variance": f"at least {percent(value)} of the variance",
@@ -286,7 +289,14 @@ def goal_words(name: str, value: float) -> str:
         "mean_error": f"mean error {percent(value)}",
         "budget": f"at most {size(value)} on disk",
     }
-    return words[name]
+    if not target.layers or target.k_range is None:
+        return words[name]
+    least, most = target.k_range
+    whose = "its" if len(target.layers) == 1 else "their"
+    own = f"{plural(len(target.layers), 'layer')} with a k of {whose} own"
+    if name == "k":
+        return f"k {least}-{most}, {own}"
+    return f"{words[name]}; {own}"
 
 
 def duration(seconds: float) -> str:
