@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.tui.choose.test_sizes import related
+from tests.app.tui.choose.coded.collection import related
 from tests.app.tui.core.test_bad_adapters import with_nan
 from tests.app.tui.run.test_run import session_of
 from tests.witnesses import make

@@ -1,0 +1,215 @@
+"""Step 2: auto and own against bytes, from key to key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.app.tui.choose.coded.collection import FAMILY, related
+from tests.app.tui.choose.coded.shown import said, sharing
+from tests.app.tui.choose.opened import Opened
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.spectra.tables import Spectra
+from vlora_tui.tui.choose.curve_pane import CurvePane
+from vlora_tui.tui.choose.figures_pane import FiguresPane
+from vlora_tui.tui.choose.text import percent
+from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.utils.formatting import size
+
+
+class TestMethods:
+    def test_auto_is_one_key_away_at_the_error_of_the_k_that_was_chosen(
+        self, measured: Path
+    ) -> None:
+        opened = Opened(Spectra.load(measured), k=12, quantize="nf4")
+
+        async def steps(pilot: Any) -> None:
+            worst = opened.session.figures().prediction.max_error
+            await pilot.press("m")
+            assert opened.session.choosing.method == "auto"
+            assert opened.goal[0] == "max_error"
+            assert opened.goal[1] == pytest.approx(worst, rel=0.05)
+            assert opened.session.choosing.quantize == "none"
+            assert not opened.session.choosing.layers
+            await opened.settled(pilot)
+            methods = ["auto"]
+            for _ in range(4):
+                await pilot.press("m")
+                await opened.settled(pilot)
+                assert opened.session.figures().problem is None
+                methods.append(opened.session.choosing.method)
+                if methods[-1] == "columns":  # what was chosen before coding is there again
+                    assert opened.session.choosing == CompressionTarget(
+                        "columns", k=12, quantize="nf4"
+                    )
+            assert methods == ["auto", "own", "columns", "flat", "delta"]
+
+        opened.use(steps)
+
+    def test_a_target_that_was_moved_meanwhile_is_kept(self, screen: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("equals_sign", "4", "enter", "m", "e", "2", "0", "enter", "m", "m")
+            assert screen.session.choosing == CompressionTarget("columns", max_error=0.2)
+
+        screen.use(steps)
+
+    def test_figures_are_those_of_the_tables(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            outlook = auto.session.spectra.outlook()
+            for method in ("auto", "own"):
+                forecast = outlook.solve(CompressionTarget(method, max_error=0.05))
+                text = auto.text(FiguresPane)
+                assert f"~{percent(float(forecast.errors.mean()))}" in text
+                assert f"~{size(outlook.nbytes(forecast))}" in text
+                await pilot.press("m")
+                await auto.settled(pilot)
+
+        auto.use(steps)
+
+    def test_beside_a_k_stands_what_auto_and_own_come_to_at_its_error(self, screen: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await screen.settled(pilot)
+            outlook = screen.session.spectra.outlook()
+            now = screen.session.figures().prediction
+            error, text = float(f"{now.max_error:.4g}"), screen.text(FiguresPane)
+            for method in ("auto", "own"):
+                forecast = outlook.solve(CompressionTarget(method, max_error=error))
+                assert f"~{size(outlook.nbytes(forecast))}" in text
+            auto = outlook.nbytes(outlook.solve(CompressionTarget("auto", max_error=error)))
+            assert (
+                f"auto reaches {percent(now.max_error)} in {size(auto)} instead of "
+                f"{size(now.nbytes)} (m)."
+            ) in " ".join(text.split())
+
+        screen.use(steps)
+
+    def test_it_says_so_where_sharing_saves_nothing(self, tmp_path: Path) -> None:
+        paths = related(tmp_path / "in")[len(FAMILY) :]
+        compute_spectra({p.name: open_adapter(p) for p in paths}, tmp_path / "out", codec=True)
+        opened = Opened(Spectra.load(tmp_path / "out"), method="delta", max_error=0.2)
+
+        async def steps(pilot: Any) -> None:
+            await opened.settled(pilot)
+            text = " ".join(opened.text(FiguresPane).replace("│", " ").split())
+            assert "Sharing saves nothing on this collection." in text
+            await pilot.press("m", "tab", "tab")
+            await opened.settled(pilot)
+            assert "Sharing saves nothing at this error" in sharing(opened)
+
+        opened.use(steps)
+
+    @pytest.mark.parametrize("key", ["d", "space", "s", "T"])
+    def test_keys_about_k_say_that_there_is_none(self, auto: Opened, key: str) -> None:
+        async def steps(pilot: Any) -> None:
+            words, before = said(auto), auto.session.choosing
+            await pilot.press(key)
+            assert len(words) == 1
+            assert "auto" in words[0]
+            assert auto.session.choosing == before
+
+        auto.use(steps)
+
+    def test_brackets_move_the_target_and_undo_takes_it_back(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("left_square_bracket")
+            assert auto.goal == ("max_error", 0.055)
+            await pilot.press("right_square_bracket", "right_square_bracket")
+            assert auto.goal == ("max_error", 0.045)
+            await pilot.press("left_curly_bracket")
+            assert auto.goal == ("max_error", 0.07)
+            await pilot.press("u", "u", "u", "u")
+            assert auto.goal == ("max_error", 0.05)
+
+        auto.use(steps)
+
+    def test_the_plot_is_explained_variance_against_bytes(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            curve = auto.view.query_one(CurvePane)
+            assert "auto, against bytes" in str(curve.border_title)
+            data, outlook = curve.data, auto.session.spectra.outlook()
+            assert data.in_bytes
+            assert data.layers == 4
+            # The band at one size is that of the forecast with this size, layer by layer.
+            forecast = outlook.at("auto", 2.0**-8)
+            shares = np.sort(forecast.layer_shares)
+            at = np.interp(outlook.nbytes(forecast), data.k, data.low)
+            assert at == pytest.approx(shares[0], abs=0.002)
+            at = np.interp(outlook.nbytes(forecast), data.k, data.median)
+            assert at == pytest.approx(np.median(shares), abs=0.002)
+            now = auto.session.figures().prediction
+            assert curve.marks.k == now.nbytes
+            assert size(now.nbytes) in auto.text(CurvePane)
+            kinds = auto.session.figures().coded.kinds
+            await pilot.press("t")
+            text = auto.text(Heatmap)
+            for kind in {"+".join(own) or "alone" for own in kinds.values()}:
+                assert kind in text
+
+        auto.use(steps)
+
+    def test_nothing_but_a_key_brings_another_picture(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            curve = auto.view.query_one(CurvePane)
+            for key in ("m", "S", "right_square_bracket", "m", "m", "m", "S", "e"):
+                region = curve.region
+                await pilot.press(key)
+                await auto.settled(pilot)
+                assert curve.region == region
+                assert "Explained variance" in str(curve.border_title)
+            await pilot.press("escape")
+
+        auto.use(steps)
+
+    def test_a_key_leads_from_auto_to_the_k_that_reaches_its_error(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            error = auto.session.figures().prediction.max_error
+            await pilot.press("equals_sign")
+            now = auto.session.choosing
+            assert (now.method, now.goal[0], now.dtype) == ("delta", "k", "fp16")
+            assert auto.session.figures().prediction.max_error <= error
+            fewer = replace(now, k=now.k - 1)
+            assert auto.session.figures(fewer).prediction.max_error > error
+            await pilot.press("left_square_bracket")
+            assert auto.session.choosing == fewer
+            await pilot.press("u", "u")
+            assert auto.session.choosing.method == "auto"
+
+        auto.use(steps)
+
+    def test_enter_opens_the_figures_of_a_layer_and_escape_closes_them(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("enter")
+            assert "96 x 160" in auto.text(FiguresPane)
+            assert "of dW" in auto.text(FiguresPane)
+            await pilot.press("escape")
+            assert "96 x 160" not in auto.text(FiguresPane)
+
+        auto.use(steps)
+
+    def test_packing_a_coded_choice_goes_over_to_what_can_be_packed(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("c")
+            await auto.asked(pilot)
+            assert "they go over to delta at the same target" in auto.asked_words()
+            told = " ".join(" ".join(auto.screen_lines()).split())
+            packed = auto.session.figures(
+                CompressionTarget("delta", max_error=0.05, quantize="int8")
+            ).prediction
+            assert f"delta, int8 {size(packed.nbytes)}" in told
+            await pilot.press("8")
+            await pilot.pause()
+            assert auto.session.choosing == CompressionTarget(
+                "delta", max_error=0.05, quantize="int8"
+            )
+
+        auto.use(steps)
