@@ -26,8 +26,8 @@ MAX_BLOCK_SIZE = 1 << 20
 # The relative squared error of normally distributed numbers in blocks of 64, best scale of each
 # block chosen (measured on 16 million numbers). What a build meets is measured there.
 NOISE = {"int8": 3.6e-5, "int4": 8.2e-3, "nf4": 7.5e-3}
-# The same of other blocks, against that of 64; between two straight in the logarithm of the size.
-NOISE_BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
+# The same of these blocks, against that of 64; between two straight in the logarithm of the size.
+BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 NOISE_GROWTH = {
     "int8": (0.626, 0.811, 1.0, 1.187, 1.377, 1.569, 1.765),
     "int4": (0.619, 0.819, 1.0, 1.153, 1.267, 1.342, 1.391),
@@ -77,8 +77,8 @@ class Packing:
     @property
     def noise(self) -> float:
         """The relative squared error of normally distributed numbers, as measured in blocks."""
-        growth, last = NOISE_GROWTH[self.name], len(NOISE_BLOCKS) - 1
-        at = math.log2(self.block_size / NOISE_BLOCKS[0])
+        growth, last = NOISE_GROWTH[self.name], len(BLOCK_SIZES) - 1
+        at = math.log2(self.block_size / BLOCK_SIZES[0])
         low = min(max(0, math.floor(at)), last - 1)
         part = min(max(0.0, at - low), 1.0)
         return NOISE[self.name] * (growth[low] + part * (growth[low + 1] - growth[low]))

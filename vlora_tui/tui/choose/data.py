@@ -40,6 +40,7 @@ from vlora_tui.tui.choose.text import (
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.widgets.cell_grid import Legend
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ T = TypeVar("T")
 Estimate = Callable[[CompressionTarget], Figures | None]
 
 CELLS = ("needs", "error", "now")
+STOPS = 4  # figures of the legend of the cells, but the first
+LEGENDS = {"needs": "k for {share}", "error": "error %", "now": "k"}
 PRESETS = (0.01, 0.05, 0.2)  # errors of the worst adapter, a key each
 LAST_ERROR = 0.007  # where curves against bytes end
 SIDE_NAMES = {"both": "", "a": " · side A alone", "b": " · side B alone"}
@@ -107,7 +110,11 @@ class LayerTables:
         self.version = version
         self.measured = [name for name in spectra.layer_names if name in spectra.layers]
         self._made: dict[tuple[Any, ...], Any] = {}
-        self._last_beside: tuple[tuple[Row, ...], Verdict] = (), Verdict()
+        self._beside_before: dict[str, Row] = {}  # other methods, as they were known last
+
+    def take_over(self, before: LayerTables) -> None:
+        """Show what was known of other methods from fewer layers until more is worked out."""
+        self._beside_before = before._beside_before
 
     @cached_property
     def short(self) -> dict[str, str]:
@@ -119,6 +126,12 @@ class LayerTables:
             for column, name in zip(grid.columns, names, strict=True)
             if name is not None
         }
+
+    @cached_property
+    def so_far(self) -> str:
+        """Of what figures are, while layers are missing; empty once all are there."""
+        total = len(self.spectra.layer_names)
+        return "" if len(self.measured) == total else f"from {len(self.measured)} of {total} layers"
 
     @cached_property
     def stored(self) -> int:
@@ -363,14 +376,18 @@ class LayerTables:
 
     def cells(
         self, shown: Shown, choosing: CompressionTarget, figures: Figures | None
-    ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
-        """The grid of layers, a cell for each that is measured, the focused one."""
+    ) -> tuple[LayerGrid, dict[str, Cell], str | None, Legend | None]:
+        """The grid of layers, a cell for each that is measured, the focused one, the legend."""
         names = self.selected(shown.pattern)
         what = self._cells_of(shown, choosing)
         values = self._values(shown, what, self.basis(choosing.method), names, figures)
         measured = [value for value in values.values() if value is not None]
         least, most = min(measured, default=0.0), max(measured, default=1.0)
         span = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
+
+        def words(value: float) -> str:
+            return _error_text(value) if what == "error" else f"{value:.0f}"
+
         with_own_k = set(choosing.layers)
         if with_own_k >= values.keys():
             with_own_k = set()  # a mark on every layer marks none
@@ -379,11 +396,17 @@ class LayerTables:
             if value is None:
                 cells[name] = Cell("-", None, name in with_own_k)
                 continue
-            text = _error_text(value) if what == "error" else f"{value:.0f}"
+            text = words(value)
             if what == "now" and figures is not None and figures.coded is not None:
                 text = "+".join(figures.coded.kinds[name]) or "alone"
             cells[name] = Cell(text, (value - least) / span, name in with_own_k)
-        return self._grid(shown.pattern), cells, shown.layer
+        legend = None
+        if measured and not (choosing.is_coded and what == "now"):
+            stops = {words(least + (most - least) * i / STOPS): i / STOPS for i in range(STOPS + 1)}
+            scale = (most - least) / span
+            named = LEGENDS[what].format(share=f"{100 * shown.share:g} %")
+            legend = Legend(named, tuple((text, scale * at) for text, at in stops.items()))
+        return self._grid(shown.pattern), cells, shown.layer, legend
 
     def _grid(self, pattern: str) -> LayerGrid:
         return self._once(("grid", pattern), lambda: arrange(self.selected(pattern)))
@@ -404,13 +427,6 @@ class LayerTables:
         if spectra.is_coded or spectra.codec is not None or spectra.own:
             return shown.cells_of(choosing)
         return shown.cells
-
-    def cells_range(self, shown: Shown, choosing: CompressionTarget, cells: Any) -> tuple[str, str]:
-        """The least and the largest that the colours stand for."""
-        known = {cell.heat: cell.text for cell in cells.values() if cell.heat is not None}
-        if not known or (choosing.is_coded and self._cells_of(shown, choosing) == "now"):
-            return "", ""
-        return known[min(known)], known[max(known)]
 
     def layer_words(self, shown: Shown, figures: Figures | None) -> str:
         """The focused layer in a line."""
@@ -505,10 +521,10 @@ class LayerTables:
                 differs = difference(figures, pinned, self.short)
             rows.append(Row(f"pin {number}", pin, pinned, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
-        verdict = Verdict()
-        if not missing:
-            rivals, verdict = self._beside(session, figures, estimate)
-            rows += rivals
+        rivals, verdict = self._beside(session, figures, estimate)
+        rows += rivals
+        if missing:
+            verdict = Verdict()  # that is said of all layers only
         now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
         coded = session.choosing.is_coded
@@ -520,34 +536,37 @@ class LayerTables:
             verdict="" if problem else verdict.words,
             bad=verdict.bad and not problem,
             brief=verdict.brief,
-            missing=missing,
+            so_far=self.so_far,
             mode=self._mode(shown, session, known),
         )
 
     def _beside(
         self, session: Session, figures: Figures | None, estimate: Estimate
-    ) -> tuple[tuple[Row, ...], Verdict]:
-        """The other methods at the same error, and what that says; as before until all is known."""
-        rivals = [] if figures is None else session.rivals(figures)
-        under_way = session.is_coding_under_way
-        known = [
-            estimate(rival) if rival.is_coded and under_way else session.cached_figures(rival)
-            for rival in rivals
-        ]
+    ) -> tuple[list[Row], Verdict]:
+        """The other methods at the same error, and what that says; each as before until it is
+        known anew.
+        """
+        under_way, before = session.is_coding_under_way, self._beside_before
+        known: list[Figures | None] = []
+        if figures is not None and (figures.estimate is None or figures.so_far):
+            for rival in session.rivals(figures):
+                is_rough = rival.is_coded and under_way
+                found = estimate(rival) if is_rough else session.cached_figures(rival)
+                known.append(found)
+                if found is not None:
+                    row = Row("", rival, found, self._note(found), rival=True)
+                    before = {**before, rival.method: row}
+            self._beside_before = before
         verdict = summary(figures, known, factor_bytes_16(self.spectra))
-        if figures is None or (figures.estimate is not None and not figures.so_far):
-            return self._last_beside
-        if any(rival is None for rival in known):
-            before, _ = self._last_beside
-            method = session.choosing.method
-            return tuple(row for row in before if row.choosing.method != method), verdict
-        rows = tuple(
-            Row("" if i else "same error", rival, of_rival, self._note(of_rival), rival=True)
-            for i, (rival, of_rival) in enumerate(zip(rivals, known, strict=True))
-            if of_rival is not None and of_rival.prediction is not None
-        )
-        self._last_beside = rows, verdict
-        return self._last_beside
+        rows = [
+            before[method]
+            for method in session.methods
+            if method != session.choosing.method and method in before
+        ]
+        shown = [row for row in rows if row.figures is not None and row.figures.prediction]
+        return [
+            replace(row, label="" if i else "same error") for i, row in enumerate(shown)
+        ], verdict
 
     def advice(self, session: Session, figures: Figures | None, estimate: Estimate) -> Advice:
         """What stands above the plot: the present choice, and presets with their bytes.
@@ -555,11 +574,8 @@ class LayerTables:
         Args:
             estimate: Tells about what a choice comes to, where that is known at once.
         """
-        missing = len(self.spectra.layer_names) - len(self.measured)
-        so_far = ""
-        if missing:
-            so_far = f"from {len(self.measured)} of {len(self.spectra.layer_names)} layers"
-        elif session.choosing.is_coded and session.is_coding_under_way:
+        so_far = self.so_far
+        if not so_far and session.choosing.is_coded and session.is_coding_under_way:
             so_far = "sharing not measured yet"
         presets = []
         for error in PRESETS:

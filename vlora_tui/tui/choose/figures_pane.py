@@ -20,7 +20,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import clean, cut, plural
+from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.utils.formatting import size
 
@@ -52,7 +52,7 @@ class Sheet:
         levels: Shares of variance, and the least k of all layers that reaches each.
         dear: From this k on the result is larger than the originals.
         verdict: What the figures say about the choice; ``bad`` if that is a warning, ``brief`` it.
-        missing: Layers that are not measured yet.
+        so_far: Of which layers it is, while some are not measured.
         mode: A line about what the keys do now, where they do something else than usual.
     """
 
@@ -62,7 +62,7 @@ class Sheet:
     verdict: str = ""
     bad: bool = False
     brief: str = ""
-    missing: int = 0
+    so_far: str = ""
     mode: str = ""
 
 
@@ -258,8 +258,8 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
     known = row.figures is not None and row.figures.prediction is not None
     second = [cells["on disk"], f"{cells['ratio']} smaller" if known else "", cells["dtype"]]
     second += [f"{100 * share:g} % k {k}" for share, k in sheet.levels if k is not None]
-    if sheet.missing:
-        second.insert(0, f"{plural(sheet.missing, 'layer')} still to measure")
+    if sheet.so_far:
+        second.insert(0, sheet.so_far)
     if sheet.brief:
         second.insert(2, sheet.brief)
     if sheet.mode:
@@ -349,8 +349,8 @@ def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
         marks[0] = marks[0].replace(" at", " of variance at")
     if sheet.dear is not None:
         marks.append(f"from k {sheet.dear} on larger than the originals")
-    if sheet.missing:
-        marks.append(f"{plural(sheet.missing, 'layer')} still to measure")
+    if sheet.so_far:
+        marks.insert(0, f"figures with a ~ are {sheet.so_far}")
     return dot.join(marks)
 
 

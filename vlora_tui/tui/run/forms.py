@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import VLoRAError
 from vlora_engine.evaluation.prompts import MAX_TOKENS
-from vlora_engine.quantization.packing import BLOCK_SIZE, QUANTIZATIONS
+from vlora_engine.quantization.packing import BLOCK_SIZE, BLOCK_SIZES, QUANTIZATIONS
 from vlora_tui.pipeline.actions import AddTask, Evaluate, Pull, RemoveTasks
 from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
-BLOCKS = (32, 64, 128, 256)
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {
     "absorb": ("recompute the basis", "Reads the other adapters again: the least error."),
@@ -107,7 +106,7 @@ class QuantizeFields:
         if key == "packing":
             self.packing = _next(QUANTIZATIONS, self.packing, by)
         elif key == "block":
-            self.block = _next(BLOCKS, self.block, by)
+            self.block = _next(BLOCK_SIZES, self.block, by)
         elif key == "double":
             self.double = not self.double
         elif key == "loadings":
