@@ -77,7 +77,7 @@ class SizeMarks:
         ratio: Of the present choice; ``error`` its error. about: It is an estimate.
         name: What the present choice is called.
         goal_error: The error that is aimed at, ``goal_words`` what that is.
-        pins: Where the pinned choices lie.
+        pins: Where the pinned choices lie, and what each is called.
         note: What is said in the middle while there is nothing to draw.
     """
 
@@ -87,7 +87,7 @@ class SizeMarks:
     name: str = ""
     goal_error: float | None = None
     goal_words: str = ""
-    pins: tuple[tuple[float, float], ...] = ()
+    pins: tuple[tuple[float, float, str], ...] = ()
     note: str = ""
 
 
@@ -175,7 +175,32 @@ def _curves(data: SizeData, frame: _Frame, look: Look) -> Canvas:
             if frame.floor <= error < 1:
                 x, y = frame.column(ratio) - frame.left, frame.row(error) - frame.top
                 canvas.put(x, y, signs[line.method], line.method)
+    for line in lines:
+        _name_line(canvas, line.method, signs[line.method])
     return canvas
+
+
+def _name_line(canvas: Canvas, method: str, sign: str) -> None:
+    """A method's name beside a mark of its curve, the first with room from the right."""
+    marks = [
+        (x, y)
+        for x in range(len(canvas.chars[0]) - 1, -1, -1)
+        for y in range(len(canvas.chars))
+        if canvas.chars[y][x] == sign and canvas.roles[y][x] == method
+    ]
+    for x, y in marks:
+        for row in (y, y - 1, y + 1):
+            for start in (x + 2, x - len(method) - 1):
+                around = range(start - 1, start + len(method) + 1)
+                if not (
+                    0 <= row < len(canvas.chars)
+                    and 0 <= start - 1
+                    and around[-1] < len(canvas.chars[row])
+                ):
+                    continue
+                if all(canvas.chars[row][i] == " " for i in around if (i, row) != (x, y)):
+                    canvas.put(start, row, method, method)
+                    return
 
 
 def _inside(line: SizeLine, frame: _Frame) -> tuple[Array, Array]:
@@ -236,17 +261,19 @@ def _points(chart: Canvas, frame: _Frame, data: SizeData) -> None:
 def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
     """The present choice with a rule at its size, and those that are pinned."""
     solid, dashed, diamond = ("|", ":", "@") if look.ascii_only else ("┃", "┊", "◆")
-    for number, (ratio, error) in enumerate(marks.pins, start=1):
-        _rule(chart, frame, frame.column(ratio), dashed, "ghost")
-        chart.put(frame.column(ratio), frame.row(error), str(number), "ghost")
+    for number, (ratio, error, name) in enumerate(marks.pins, start=1):
+        x, y = frame.column(ratio), frame.row(error)
+        _rule(chart, frame, x, dashed, "ghost")
+        chart.put(x, y, str(number), "ghost")
+        _name(chart, frame, (x, y), f"pin {number}: {name}", "ghost")
     if marks.ratio is not None:
         _rule(chart, frame, frame.column(marks.ratio), solid, "rule")
         x, y = frame.column(marks.ratio), frame.row(marks.error)
         chart.put(x, y, diamond, "rule-label")
-        _name(chart, frame, (x, y), marks.name)
+        _name(chart, frame, (x, y), marks.name, "rule")
 
 
-def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str) -> None:
+def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: str) -> None:
     """What a mark stands for, beside it where there is room."""
     (x, y), text = at, f" {name} "
     end = frame.left + frame.width
@@ -257,7 +284,7 @@ def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str) -> None:
             if not frame.top <= row < frame.bottom:
                 continue
             if set(chart.roles[row][start : start + len(text)]) <= {"", "guide", "mark"}:
-                chart.put(start, row, text, "rule")
+                chart.put(start, row, text, role)
                 return
 
 

@@ -35,6 +35,7 @@ TICKS = (
 EVEN_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (0.9, "90"), (1.0, "100"))
 LINEAR_K = 320  # up to here k is drawn evenly, above in its logarithm
 CURVES = ("edge", "edge", "median", "focus")  # drawn in this order, so that the focus is on top
+NAMED_EDGES = 8  # lines from which on the edges of the band are named
 LETTERS = "..=#"  # of the same, where only ASCII is drawn
 
 
@@ -308,7 +309,33 @@ def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
             if look.band is None and canvas.chars[y][x] == " ":
                 canvas.chars[y][x] = "." if look.ascii_only else "░"
                 canvas.roles[y][x] = "guide"
+    if data.expected > 1 and frame.height >= NAMED_EDGES:
+        _name_edges(canvas)
     return canvas
+
+
+def _name_edges(canvas: Canvas) -> None:
+    """What the edges of the band are, beside them where the canvas is free."""
+    columns = range(len(canvas.chars[0]))
+    inside = [[y for y in range(len(canvas.band)) if canvas.band[y][x]] for x in columns]
+    if max(map(len, inside)) < 2:
+        return  # all layers are alike
+    for words, above in (("highest layer", True), ("lowest layer", False)):
+        places = []
+        for x in range(2, len(inside) - len(words) - 1):
+            rows = [y for column in inside[x - 1 : x + len(words) + 1] for y in column]
+            if not rows:
+                continue
+            y = min(rows) - 1 if above else max(rows) + 1
+            if not 0 <= y < len(canvas.chars):
+                continue
+            if set(canvas.chars[y][x - 1 : x + len(words) + 1]) == {" "}:
+                near = inside[x + len(words) // 2]
+                edge = min(near, default=y) if above else max(near, default=y)
+                places.append((abs(edge - y), x, y))
+        if places:
+            _, x, y = min(places)
+            canvas.put(x, y, words, "edge")
 
 
 def rasterise(

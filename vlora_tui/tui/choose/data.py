@@ -111,10 +111,11 @@ class LayerTables:
         self.measured = [name for name in spectra.layer_names if name in spectra.layers]
         self._made: dict[tuple[Any, ...], Any] = {}
         self._beside_before: dict[str, Row] = {}  # other methods, as they were known last
+        self._verdict = Verdict()  # and what was said of them
 
     def take_over(self, before: LayerTables) -> None:
         """Show what was known of other methods from fewer layers until more is worked out."""
-        self._beside_before = before._beside_before
+        self._beside_before, self._verdict = before._beside_before, before._verdict
 
     @cached_property
     def short(self) -> dict[str, str]:
@@ -557,16 +558,15 @@ class LayerTables:
                     row = Row("", rival, found, self._note(found), rival=True)
                     before = {**before, rival.method: row}
             self._beside_before = before
-        verdict = summary(figures, known, factor_bytes_16(self.spectra))
+            self._verdict = summary(figures, known, factor_bytes_16(self.spectra))
         rows = [
             before[method]
             for method in session.methods
             if method != session.choosing.method and method in before
         ]
         shown = [row for row in rows if row.figures is not None and row.figures.prediction]
-        return [
-            replace(row, label="" if i else "same error") for i, row in enumerate(shown)
-        ], verdict
+        rows = [replace(row, label="" if i else "same error") for i, row in enumerate(shown)]
+        return rows, self._verdict
 
     def advice(self, session: Session, figures: Figures | None, estimate: Estimate) -> Advice:
         """What stands above the plot: the present choice, and presets with their bytes.

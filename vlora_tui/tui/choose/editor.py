@@ -92,12 +92,14 @@ class ChoiceEditor:
         """Move k in every layer; one that stopped at a limit comes back in step with the others."""
         now = self._session.choosing
         start, by = self._moved.get(now, (now, 0))
-        moved = shifted(tables, start, by + step)
+        least, most = room(tables, start)
+        to = min(max(by + step, least), most)
+        moved = shifted(tables, start, to)
         if moved == now:
             return  # all are at their limits
         if len(self._moved) > MOVED:
             self._moved.clear()
-        self._moved |= {now: (start, by), moved: (start, by + step)}
+        self._moved |= {now: (start, by), moved: (start, to)}
         self.choose(moved)
 
     def take_preset(self, number: int) -> None:
@@ -281,6 +283,16 @@ def shifted(tables: LayerTables, start: CompressionTarget, step: int) -> Compres
     if start.k is not None:
         return replace(start, k=k_a, layers=layers)
     return replace(start, k_a=k_a, k_b=k_b, layers=layers)
+
+
+def room(tables: LayerTables, start: CompressionTarget) -> tuple[int, int]:
+    """How far k can be moved down and up before the last layer has reached its limit."""
+    top = tables.top(start.method)
+    sides = [(k, top) for k in start.fixed_pair or (1, 1)]
+    for name, k in start.layers.items():
+        limits = tables.layer_limits(name, start.method)
+        sides += [(k, max(limits))] if isinstance(k, int) else zip(k, limits, strict=True)
+    return min(1 - k for k, _ in sides), max(limit - k for k, limit in sides)
 
 
 def moved_k(k: LayerK, step: int, limits: tuple[int, int]) -> LayerK:

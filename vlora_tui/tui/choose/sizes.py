@@ -206,7 +206,11 @@ class Sizes:
         name, value = session.choosing.goal
         goal = {"max_error": value, "mean_error": value, "variance": max(0.0, 1 - value) ** 0.5}
         pins = [session.cached_figures(pin) for pin in session.pins]
-        placed = [p.prediction for p in pins if p is not None and p.prediction is not None]
+        placed = [
+            (pin.choosing.method, pin.prediction)
+            for pin in pins
+            if pin is not None and pin.prediction is not None
+        ]
         prediction = figures.prediction if figures is not None else None
         return SizeMarks(
             ratio=None if prediction is None else prediction.codec_ratio,
@@ -215,7 +219,7 @@ class Sizes:
             goal_error=goal.get(name),
             goal_words=target_words(session.choosing),
             name=session.choosing.method,
-            pins=tuple((p.codec_ratio, _error(p, worst)) for p in placed),
+            pins=tuple((p.codec_ratio, _error(p, worst), method) for method, p in placed),
         )
 
     def note(self) -> str:
