@@ -21,16 +21,24 @@ from vlora_tui.tui.text import advice
 from vlora_tui.tui.widgets.dialogs import Help
 from vlora_tui.utils.config import config_file, load_config
 
-ROOMS = ("app", "adapters", "core", "export", "terminal", "widgets")
+ROOMS = (
+    *("adapters", "app", "charts", "choose", "core", "export", "inspect", "run", "terminal"),
+    "widgets",
+)
 TUI = ROOT / "vlora_tui" / "tui"
 # A key in prose: Enter and Esc, or a letter or a step's number on its own before what it does.
 NAMED = re.compile(
     r"(?<![<.\w])(?:[Ee]nter|[Ee]sc|[Ee]scape)(?![\w>])"
-    r"|(?:^|[ (;.])[b-jl-zC-HJ-Z](?= [a-z]{3,}s? )"
-    r"|(?:^|[ (;.])[1-5] (?:shows|goes|opens)"
+    r"|(?<![<.\w])(?:tab|[Ss]pace|[Bb]ackspace)(?=:? (?:who|marks?|clears?|goes|keeps?))"
+    r"|(?:^|[ (;.])[b-jl-zC-HJ-Z](?= [a-z]{3,}s? ?)"
+    r"|(?:^|[ (;.])[1-5] (?:shows|goes|opens|the job)|[Pp]ress [\w*](?: |$)"
+    r"|\((?:[b-zB-Z]|[1-5])\)|^[a-zS]: |\([a-z] to "
 )
 # Fields take Enter whatever the keys are; the others are no keys.
-FIXED = re.compile(r"Enter (?:accept|open) |^x (?:smaller|the size) | x k |r x ")
+FIXED = re.compile(
+    r"Enter (?:accept|open)\b|Enter (?:an?|from) |^x (?:smaller|larger|the (?:size|typical)|typical)|^ [hs] left"
+    r"| x k |r x |Esc cancel|[dky] (?:keep|discard|yes).*"
+)
 
 
 def texts() -> Iterator[tuple[str, int, str]]:

@@ -194,7 +194,7 @@ def _name_line(canvas: Canvas, method: str, sign: str) -> None:
                 around = range(start - 1, start + len(method) + 1)
                 if not (
                     0 <= row < len(canvas.chars)
-                    and 0 <= start - 1
+                    and start - 1 >= 0
                     and around[-1] < len(canvas.chars[row])
                 ):
                     continue

@@ -468,7 +468,7 @@ class LayerTables:
                 nbytes = float(np.interp(-error, -known.mean, known.nbytes))
                 at.append(f"{percent(float(known.at(nbytes, column)))} at {percent(error)}")
             words.append(f"error ~{', ~'.join(at)} of all")
-        return ", ".join(words) + " (esc closes)"
+        return ", ".join(words) + keyed(" (<choose.done> closes)")
 
     def _values(
         self, shown: Shown, what: str, method: str, names: list[str], figures: Figures | None

@@ -20,6 +20,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
 from vlora_tui.tui.core.session import Figures
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.utils.formatting import size
@@ -263,7 +264,8 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
     if sheet.brief:
         second.insert(2, sheet.brief)
     if sheet.mode:
-        return [f"{sheet.mode.partition(':')[0]}  (esc ends)"[:width], _joined(first, width)]
+        mode = keyed(f"{sheet.mode.partition(':')[0]}  (<choose.done> ends)")
+        return [mode[:width], _joined(first, width)]
     return [_joined(first, width), _joined(second, width)]
 
 

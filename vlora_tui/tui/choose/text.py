@@ -11,6 +11,7 @@ from vlora_engine.compression_target import CompressionTarget, LayerK
 from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
+from vlora_tui.tui.key_names import key
 from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def summary(figures: Figures | None, rivals: Sequence[Figures | None], factors: 
     if prediction.max_error >= LITTLE_LEFT:
         words = (
             f"At an error of {percent(prediction.max_error)} little is left of an adapter. "
-            "Allow less (e): 5 % is usual."
+            f"Allow less ({key('choose.error')}): 5 % is usual."
         )
         return Verdict(words, True, "little is left")
     smaller = _smaller(figures, rivals)
@@ -64,8 +65,8 @@ def summary(figures: Figures | None, rivals: Sequence[Figures | None], factors: 
     larger = prediction.codec_ratio < 1
     words = (
         f"Compressing {'does not pay' if larger else 'hardly pays'} at this error: storing each "
-        f"adapter in fp16 takes {size(factors)} with practically no loss. Allow more error (e), "
-        "or keep the adapters as they are."
+        f"adapter in fp16 takes {size(factors)} with practically no loss. Allow more error "
+        f"({key('choose.error')}), or keep the adapters as they are."
     )
     brief = "does not pay" if larger else "hardly pays"
     return Verdict(" ".join([smaller, words]).strip(), True, brief)
@@ -91,7 +92,7 @@ def _smaller(figures: Figures, rivals: Sequence[Figures | None]) -> str:
     alone = best.coded is not None and (best.choosing.method == "own" or not _sharing(best))
     return (
         f"{best.choosing.method} reaches {percent(error)} in {size(its.nbytes)} "
-        f"instead of {size(prediction.nbytes)} (m)."
+        f"instead of {size(prediction.nbytes)} ({key('choose.method')})."
         + (" Sharing saves nothing on this collection." if alone else "")
     )
 
@@ -114,7 +115,7 @@ def _coded_summary(figures: Figures) -> str:
         return f"{words} Sharing saves nothing at this error: each adapter is coded alone."
     return (
         f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} layers saves ~{size(saved)} "
-        "(tab: who shares what)."
+        f"({key('choose.next_pane')}: who shares what)."
     )
 
 

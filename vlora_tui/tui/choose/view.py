@@ -30,6 +30,7 @@ from vlora_tui.tui.choose.worker import BackgroundFigures, FiguresComputed
 from vlora_tui.tui.core.messages import JobsChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.core.view import View
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.folding import Hanging
@@ -124,25 +125,28 @@ class ChooseView(View):
         if spectra is not None and spectra.layers:
             return None
         if spectra is None and not self.session.chosen:
-            return (
-                "No adapters are marked.\n\n"
-                "Press 1 and mark the adapters to compress together\n"
-                "(space marks one, * the whole group), then press 2."
+            return "No adapters are marked.\n\n" + keyed(
+                "Press <step.adapters> and mark the adapters to compress together\n"
+                "(<adapters.mark> marks one, <adapters.group> the whole group), "
+                "then press <step.choose>."
             )
         view = self.host.jobs.view(self.host.jobs.spectra_job or "")
         count = plural(len(self.session.chosen), "adapter")
         problem = self.host.jobs.spectra_problem
         if problem is not None:
-            return f"{count} could not be measured.\n\n{problem}\n\nPress 1, then 2 to try again."
+            again = keyed("Press <step.adapters>, then <step.choose> to try again.")
+            return f"{count} could not be measured.\n\n{problem}\n\n{again}"
         doing = f"Measuring {count}: no layer is done yet."
         if view is not None and view.state.is_over:
-            return f"Measuring {count}: the job is {view.state}. Press 3 to see why."
+            why = keyed("Press <step.run> to see why.")
+            return f"Measuring {count}: the job is {view.state}. {why}"
         if view is not None and view.progress is not None:
             at = view.progress
             far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
-        return f"{doing}\n\nThe curve fills layer by layer. 3 shows the job and its log."
+        more = keyed("The curve fills layer by layer. <step.run> shows the job and its log.")
+        return f"{doing}\n\n{more}"
 
     def is_of_use(self, action: str) -> bool:
         return self.not_ready() is None or action not in OF_A_CHOICE
@@ -268,7 +272,7 @@ class ChooseView(View):
         if spectra is not None and spectra.complete and (spectra.codec or spectra.is_coded):
             self._say("Everything is measured.")
         elif self.host.jobs.is_measuring:
-            self._say("Measuring: 3 shows the job.")
+            self._say(keyed("Measuring: <step.run> shows the job."))
         else:
             self.host.jobs.forget_spectra()
             self.host.jobs.want_spectra()
@@ -468,7 +472,7 @@ class ChooseView(View):
         if self.host.ascii_only:
             marks = replace(marks, note=marks.note.replace("…", "..."))
         chart.show(sizes.data(worst=shown.worst), marks)
-        chart.entitle(self._words(sizes.title(worst=shown.worst)), "S: layers")
+        chart.entitle(self._words(sizes.title(worst=shown.worst)), keyed("<choose.sizes>: layers"))
 
     def _draw_sharing(self, tables: LayerTables, figures: Figures | None) -> None:
         """Who shares what, and what each adapter loses."""

@@ -17,6 +17,7 @@ from vlora_engine.compression_target import CODED_METHODS, GOALS, CompressionTar
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_tui.tui.text import problem_words
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Session:
             try:
                 self._figures[key] = _worked_out(target, spectra)
             except VLoRAError as error:
-                self._figures[key] = Figures(target, problem=str(error))
+                self._figures[key] = Figures(target, problem=problem_words(error))
             if len(self._figures) > 4000:
                 self._figures.pop(next(iter(self._figures)))
         return self._figures[key]

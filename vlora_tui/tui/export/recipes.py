@@ -82,7 +82,7 @@ def _chosen(source: Source, marked: Sequence[str]) -> tuple[Input, tuple[str, ..
         ParameterError: Nothing is marked.
     """
     if not marked:
-        raise ParameterError("Nothing is marked; space marks a line, + all")
+        raise ParameterError("Nothing is marked; <export.mark> marks a line, <export.all> all")
     if source.subspace is None:
         return Input(_inputs([item for item in source.items if item.name in set(marked)])), ()
     tasks = () if len(marked) == len(source.items) else tuple(map(escape, marked))

@@ -17,6 +17,7 @@ from vlora_engine.quantization.packing import BLOCK_SIZE, BLOCK_SIZES, QUANTIZAT
 from vlora_tui.pipeline.actions import AddTask, Evaluate, Pull, RemoveTasks
 from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.run.job_form import Question
 from vlora_tui.tui.run.job_text import PACKING_WORDS
 from vlora_tui.tui.text import clean, plural, tilde
@@ -311,7 +312,7 @@ class RemoveFields:
 
     def problem(self) -> str:
         if not self.gone:
-            return "Nothing is chosen: Enter on a task."
+            return keyed("Nothing is chosen: <form.change> on a task.")
         if len(self.gone) == len(self.manifest.tasks):
             return "That would leave no task."
         return ""

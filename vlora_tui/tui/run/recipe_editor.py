@@ -21,7 +21,7 @@ from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.core.messages import ChoiceChanged
 from vlora_tui.tui.run.job_text import goal_words, packing_words
-from vlora_tui.tui.text import clean, plural, tilde
+from vlora_tui.tui.text import clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class RecipeEditor:
         except SuspendNotSupported:
             self._view.host.complain("This terminal cannot be lent to an editor.")
         except (OSError, UnicodeDecodeError) as error:
-            self._view.host.complain(f"The recipe cannot be edited: {error}")
+            self._view.host.complain(f"The recipe cannot be edited: {problem_words(error)}")
 
     def _take(self, path: Path, saved: str) -> None:
         """Take the saved recipe, or say what is wrong with it and where."""
