@@ -36,7 +36,8 @@ NAMED = re.compile(
 )
 # Fields take Enter whatever the keys are; the others are no keys.
 FIXED = re.compile(
-    r"Enter (?:accept|open)\b|Enter (?:an?|from) |^x (?:smaller|larger|the (?:size|typical)|typical)|^ [hs] left"
+    r"Enter (?:accept|open)\b|Enter (?:an?|from) |^ [hs] left|^x (?:smaller|larger|typical)"
+    r"|^x the (?:size|typical)"
     r"| x k |r x |Esc cancel|[dky] (?:keep|discard|yes).*"
 )
 

@@ -27,6 +27,7 @@ ROLES = (
     *("axis", "guide", "edge", "median", "focus", "rule", "ghost", "mark", "dear", "note"),
     *("auto", "own", "delta", "columns", "flat", "plain"),
 )
+GUIDES = (0.9, 0.95, 0.99)  # lines across, where the marks of `levels` stand
 NINES = 4.0  # the top of the stretched axis: 99.99 %
 TICKS = (
     *((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95")),
@@ -310,12 +311,16 @@ def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
                 canvas.chars[y][x] = "." if look.ascii_only else "░"
                 canvas.roles[y][x] = "guide"
     if data.expected > 1 and frame.height >= NAMED_EDGES:
-        _name_edges(canvas)
+        _name_edges(canvas, {frame.row(share) - frame.top for share in GUIDES})
     return canvas
 
 
-def _name_edges(canvas: Canvas) -> None:
-    """What the edges of the band are, beside them where the canvas is free."""
+def _name_edges(canvas: Canvas, guides: set[int]) -> None:
+    """What the edges of the band are, beside them where the canvas is free.
+
+    Args:
+        guides: Lines that are left free for others.
+    """
     columns = range(len(canvas.chars[0]))
     inside = [[y for y in range(len(canvas.band)) if canvas.band[y][x]] for x in columns]
     if max(map(len, inside)) < 2:
@@ -327,7 +332,7 @@ def _name_edges(canvas: Canvas) -> None:
             if not rows:
                 continue
             y = min(rows) - 1 if above else max(rows) + 1
-            if not 0 <= y < len(canvas.chars):
+            if y in guides or not 0 <= y < len(canvas.chars):
                 continue
             if set(canvas.chars[y][x - 1 : x + len(words) + 1]) == {" "}:
                 near = inside[x + len(words) // 2]

@@ -201,6 +201,12 @@ class LayerTables:
         k = None if choosing.k is None else min(choosing.k, top)
         return replace(choosing, layers=layers, k=k)
 
+    def aimed(self, now: CompressionTarget, name: str, value: float) -> CompressionTarget:
+        """The same for another goal; where each layer had a k of its own, these are chosen anew."""
+        if now.goal[0] == "k" and now.layers.keys() >= set(self.measured):
+            now = replace(now, layers={})
+        return now.with_goal(name, value)
+
     def k_of(self, layer: str, figures: Figures | None) -> int:
         """The k that a layer has in a choice, of its larger side."""
         return max(sides_of(self.layer_k(layer, figures)))
@@ -579,7 +585,7 @@ class LayerTables:
             so_far = "sharing not measured yet"
         presets = []
         for error in PRESETS:
-            choosing = session.choosing.with_goal("max_error", error)
+            choosing = self.aimed(session.choosing, "max_error", error)
             known = session.cached_figures(choosing) or estimate(choosing)
             prediction = None if known is None else known.prediction
             presets.append(

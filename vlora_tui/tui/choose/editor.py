@@ -104,8 +104,9 @@ class ChoiceEditor:
 
     def take_preset(self, number: int) -> None:
         """Aim at the worst error of a preset."""
-        if self.ready() is not None:
-            self.choose(self._session.choosing.with_goal("max_error", PRESETS[number]))
+        tables = self.ready()
+        if tables is not None:
+            self.choose(tables.aimed(self._session.choosing, "max_error", PRESETS[number]))
 
     def go_to_k(self) -> None:
         """From a coded choice to the k of a basis, by layer, that reaches the same error in the
@@ -154,8 +155,8 @@ class ChoiceEditor:
             self._keep_k()
         elif what == "k":
             self.choose(with_k(now, value, self._figures.last))
-        else:
-            self.choose(now.with_goal(what, value))
+        elif (tables := self._figures.tables) is not None:
+            self.choose(tables.aimed(now, what, value))
 
     def _keep_k(self) -> None:
         """Fix the k that the target leads to in every layer."""

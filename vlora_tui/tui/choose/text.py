@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import CompressionTarget, LayerK
-from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import key
 from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
+    from vlora_engine.quantization.packing import Quantization
     from vlora_engine.spectra.choose import Choice, Prediction
 
 CLEARLY = 0.95  # bytes under this share of another's are worth a word
@@ -197,14 +197,9 @@ def goal_words(choosing: CompressionTarget, layers: int) -> str:
 
 
 def short_packing(packed: Quantization) -> str:
-    """A packing in a word or two: what differs from the usual is named."""
-    usual = named_quantization(packed.name)
-    basis, words = packed.basis, packed.name
-    if usual is None or basis == usual.basis:
-        return words
-    if basis.block_size != usual.basis.block_size:
-        words += f"/{basis.block_size}"
-    return words if basis.double_quant == usual.basis.double_quant else f"{words} fp16 scales"
+    """A packing in a word, with its size of blocks where that is not the usual: ``int4/128``."""
+    block = packed.basis.block_size
+    return packed.name if block == CompressionTarget.block_size else f"{packed.name}/{block}"
 
 
 def k_words(k: LayerK) -> str:

@@ -160,7 +160,9 @@ class BackgroundFigures:
         rivals = self._session.rivals(figures) if figures is not None else []
         if self._is_arriving:
             return [rival for rival in rivals if not rival.is_coded]
-        presets = [choosing.with_goal("max_error", error) for error in PRESETS]
+        presets = []
+        if self.tables is not None:
+            presets = [self.tables.aimed(choosing, "max_error", error) for error in PRESETS]
         wanted = [*self._session.pins, *rivals, *presets]
         if self._session.is_coding_under_way:
             wanted = [choice for choice in wanted if not choice.is_coded]

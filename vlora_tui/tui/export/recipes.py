@@ -121,7 +121,7 @@ def _convert_recipe(source: Source, marked: Sequence[str], settings: Settings) -
 def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
     chosen = [item for item in source.items if item.name in set(marked)]
     if not chosen:
-        raise ParameterError("Nothing is marked; mark adapters with space")
+        raise ParameterError("Nothing is marked; <export.mark> marks adapters")
     groups = {item.group for item in chosen}
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")
