@@ -133,6 +133,8 @@ def _chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], look:
     if data is not None:
         _points(chart, frame, data)
     _choices(chart, frame, marks, look)
+    if data is not None:
+        _name_lines(chart, frame, data, look)
     _ratio_axis(chart, frame, marks, look, data if with_bytes else None)
     note = marks.note or ("" if data is not None and data.lines else "not measured yet")
     if note:
@@ -175,32 +177,7 @@ def _curves(data: SizeData, frame: _Frame, look: Look) -> Canvas:
             if frame.floor <= error < 1:
                 x, y = frame.column(ratio) - frame.left, frame.row(error) - frame.top
                 canvas.put(x, y, signs[line.method], line.method)
-    for line in lines:
-        _name_line(canvas, line.method, signs[line.method])
     return canvas
-
-
-def _name_line(canvas: Canvas, method: str, sign: str) -> None:
-    """A method's name beside a mark of its curve, the first with room from the right."""
-    marks = [
-        (x, y)
-        for x in range(len(canvas.chars[0]) - 1, -1, -1)
-        for y in range(len(canvas.chars))
-        if canvas.chars[y][x] == sign and canvas.roles[y][x] == method
-    ]
-    for x, y in marks:
-        for row in (y, y - 1, y + 1):
-            for start in (x + 2, x - len(method) - 1):
-                around = range(start - 1, start + len(method) + 1)
-                if not (
-                    0 <= row < len(canvas.chars)
-                    and start - 1 >= 0
-                    and around[-1] < len(canvas.chars[row])
-                ):
-                    continue
-                if all(canvas.chars[row][i] == " " for i in around if (i, row) != (x, y)):
-                    canvas.put(start, row, method, method)
-                    return
 
 
 def _inside(line: SizeLine, frame: _Frame) -> tuple[Array, Array]:
@@ -254,8 +231,20 @@ def _points(chart: Canvas, frame: _Frame, data: SizeData) -> None:
     for name, ratio, error in data.points:
         x, y = frame.column(ratio), frame.row(error)
         chart.put(x, y, PLAIN_MARKS.get(name, "+"), "plain")
-        if set(chart.roles[y][x + 1 : x + 2 + len(name)]) <= {"", "guide"}:
-            chart.put(x + 2, y, name, "plain")
+        _name(chart, frame, (x, y), name, "plain")
+
+
+def _name_lines(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
+    """The name of each method beside a mark of its curve: the first from the right with room."""
+    signs = ASCII_MARKS if look.ascii_only else MARKS
+    for line in data.lines:
+        marks = (
+            (x, y)
+            for x in range(frame.left + frame.width - 1, frame.left - 1, -1)
+            for y in range(frame.top, frame.bottom)
+            if chart.roles[y][x] == line.method and chart.chars[y][x] == signs[line.method]
+        )
+        any(_name(chart, frame, mark, line.method, line.method) for mark in marks)
 
 
 def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
@@ -273,8 +262,8 @@ def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None
         _name(chart, frame, (x, y), marks.name, "rule")
 
 
-def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: str) -> None:
-    """What a mark stands for, beside it where there is room."""
+def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: str) -> bool:
+    """Write what a mark stands for beside it; whether there is room."""
     (x, y), text = at, f" {name} "
     end = frame.left + frame.width
     for row in (y, y - 1, y + 1):
@@ -285,7 +274,8 @@ def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: st
                 continue
             if set(chart.roles[row][start : start + len(text)]) <= {"", "guide", "mark"}:
                 chart.put(start, row, text, role)
-                return
+                return True
+    return False
 
 
 def _rule(chart: Canvas, frame: _Frame, x: int, char: str, role: str) -> None:

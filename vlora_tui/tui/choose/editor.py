@@ -343,20 +343,24 @@ def as_method(
 ) -> CompressionTarget:
     """The present choice with another method, as far as that has the same things.
 
-    Coding has no k: a k becomes the worst error that it leads to. Back on a method with a k, what
+    Coding has no k: a k becomes the worst error that it leads to, and so does one of single layers,
+    which another method needs otherwise. Back on a method with a k, what
     was chosen before is there again (``with_k``: a coded choice and what it was made from), unless
     the target was moved meanwhile.
     """
     coded = replace(now, method=method).is_coded
     if now.is_coded and not coded:
-        if with_k is not None and with_k[0].goal == now.goal:
-            return replace(with_k[1], method=method)
+        before = with_k[1] if with_k is not None and with_k[0].goal == now.goal else None
+        if before is not None and (not before.layers or before.method == method):
+            return replace(before, method=method)
         return replace(now, method=method)
-    if not coded or now.is_coded:
+    if now.is_coded or (not coded and not now.layers):
         return replace(now, method=method)
     name, value = now.goal
     if name == "k":
         prediction = None if figures is None else figures.prediction
         error = DEFAULT_MAX_ERROR if prediction is None else float(f"{prediction.max_error:.2g}")
         name, value = "max_error", min(max(error, 0.001), 0.9)
+    if not coded:  # k of single layers is of the method that it was chosen for
+        return replace(now, method=method, layers={}).with_goal(name, value)
     return CompressionTarget(method).with_goal(name, value)
