@@ -16,8 +16,8 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.events import read_events
 from vlora_tui.tui.key_names import keyed
-from vlora_tui.tui.run.card import Figures, packing_words, subspace_figures
-from vlora_tui.tui.run.job_text import goal_words
+from vlora_tui.tui.run.card import Figures, subspace_figures
+from vlora_tui.tui.run.job_text import goal_words, packing_words
 from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.tui.widgets.bindings import shown
 from vlora_tui.tui.widgets.dialogs import Dialog

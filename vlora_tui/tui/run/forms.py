@@ -19,7 +19,6 @@ from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
 from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.run.job_form import Question
-from vlora_tui.tui.run.job_text import PACKING_WORDS
 from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.utils.formatting import percent, size
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
+PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {
     "absorb": ("recompute the basis", "Reads the other adapters again: the least error."),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from vlora_engine.quantization.packing import QUANTIZATIONS
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.key_names import keyed
@@ -15,8 +14,9 @@ from vlora_tui.tui.text import advice, clean, plural, tilde
 from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vlora_engine.compression_target import CompressionTarget
-    from vlora_engine.quantization.packing import Quantization
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.core.session import Session
 
@@ -29,7 +29,6 @@ TONES = {
     "vanished": "error",
     "elsewhere": "muted",
 }
-PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
 BAR = 30
 LINES = 200
 EXACT = 1e-12  # a relative error below that is the rounding of the comparison itself
@@ -264,19 +263,20 @@ def packing_of(session: Session) -> str:
     target = session.choosing
     packed = target.quantization
     if packed is not None:
-        return packing_words(packed)
+        return packing_words(packed.as_json())
     if target.is_coded:
         return f"none; {target.method} chooses bits itself"
     return "none" if target.dtype == "auto" else f"none, {target.dtype}"
 
 
-def packing_words(packed: Quantization) -> str:
-    """A packing in full: ``int4, blocks of 64, 8-bit scales, loadings int8``."""
-    scales = 8 if packed.basis.double_quant else 16
-    words = (
-        f"{PACKING_WORDS[packed.name]}, blocks of {packed.basis.block_size}, {scales}-bit scales"
-    )
-    return words if packed.loadings is None else f"{words}, loadings {packed.loadings.name}"
+def packing_words(row: Mapping[str, Any] | None) -> str:
+    """How numbers are packed, as it stands in an index: ``int8, blocks of 64``; empty if not."""
+    if not row:
+        return ""
+    name = "nf4" if row.get("method") == "nf4" else f"int{row.get('bits', 8)}"
+    double = ", double quantization" if row.get("double_quant") else ""
+    loadings = ", loadings int8" if row.get("loadings") else ""
+    return f"{name}, blocks of {row.get('block_size', 64)}{double}{loadings}"
 
 
 def goal_words(target: CompressionTarget) -> str:

@@ -71,7 +71,7 @@ class RecipeEditor:
             target = recipe.compress.target
             text.append(f"compress  {target.method}, {goal_words(target)}\n")
         if recipe.quantize is not None:
-            text.append(f"quantize  {packing_words(recipe.quantize.quantization())}\n")
+            text.append(f"quantize  {packing_words(recipe.quantize.quantization().as_json())}\n")
         if recipe.output is not None:
             text.append(f"output    {tilde(recipe.output)}\n")
         for step in recipe.written:
