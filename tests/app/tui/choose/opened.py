@@ -10,6 +10,7 @@ from tests.app.tui.drive import Steps, run
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.choose.packings import AskPacking
 from vlora_tui.tui.choose.view import ChooseView
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.widgets.dialogs import Ask
@@ -55,6 +56,15 @@ class Opened:
                 return
             await asyncio.sleep(0.005)
         raise AssertionError("nothing is asked")
+
+    async def known(self, pilot: Any) -> None:
+        """The form of packings has its figures."""
+        for _ in range(400):
+            await pilot.pause()
+            if isinstance(self.app.screen, AskPacking) and self.app.screen.figures:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError("the packings are still worked out")
 
     async def settled(self, pilot: Any) -> None:
         """Nothing is worked out any more."""
