@@ -356,6 +356,8 @@ def as_method(
         return replace(now, method=method)
     if now.is_coded or (not coded and not now.layers):
         return replace(now, method=method)
+    if coded and with_k is not None and with_k[1] == now:
+        return replace(with_k[0], method=method)
     name, value = now.goal
     if name == "k":
         prediction = None if figures is None else figures.prediction

@@ -17,6 +17,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
+from vlora_tui.recipe.model import AdapterInput, Input
 from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane
@@ -243,7 +244,7 @@ class TestMethods:
                 await pilot.press(key)
                 now = auto.session.choosing
                 assert (now.quantize, now.dtype, now.goal[0]) == ("int4", "fp16", "k")
-            recipe = auto.session.recipe()
+            recipe = replace(auto.session.recipe(), input=Input((AdapterInput("a"),)))
             assert parse_recipe(recipe.to_toml()).compress == recipe.compress
 
         auto.use(steps)
