@@ -36,6 +36,8 @@ LEAST, MOST = 1.0, 64.0  # codec ratios at the ends of the axis
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
 FLOORS = (1e-3, 1e-4, 1e-5)  # where the axis of errors may begin
 TICKS = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 3))
+DASHES = "╌="  # of the line of what is aimed at; the second where only ASCII is drawn
+NAMED = 36  # columns from which on the curves are named beside them, too
 MARK_OFFSET = 0.22  # marks of two methods stand so many octaves apart, and do not hide each other
 
 
@@ -133,7 +135,7 @@ def _chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], look:
     if data is not None:
         _points(chart, frame, data)
     _choices(chart, frame, marks, look)
-    if data is not None:
+    if data is not None and frame.width >= NAMED:
         _name_lines(chart, frame, data, look)
     _ratio_axis(chart, frame, marks, look, data if with_bytes else None)
     note = marks.note or ("" if data is not None and data.lines else "not measured yet")
@@ -218,7 +220,7 @@ def _is_third(tick: float) -> bool:
 def _goal(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
     """The error that is aimed at, across the chart."""
     y = frame.row(marks.goal_error or 0.0)
-    dash = "=" if look.ascii_only else "╌"
+    dash = DASHES[1] if look.ascii_only else DASHES[0]
     for x in range(frame.left, frame.left + frame.width):
         if chart.roles[y][x] in ("", "guide"):
             chart.put(x, y, dash, "mark")
@@ -231,7 +233,8 @@ def _points(chart: Canvas, frame: _Frame, data: SizeData) -> None:
     for name, ratio, error in data.points:
         x, y = frame.column(ratio), frame.row(error)
         chart.put(x, y, PLAIN_MARKS.get(name, "+"), "plain")
-        _name(chart, frame, (x, y), name, "plain")
+        if frame.width >= NAMED:
+            _name(chart, frame, (x, y), name, "plain")
 
 
 def _name_lines(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
@@ -272,10 +275,16 @@ def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: st
                 continue
             if not frame.top <= row < frame.bottom:
                 continue
-            if set(chart.roles[row][start : start + len(text)]) <= {"", "guide", "mark"}:
+            cells = range(start, start + len(text))
+            if all(_is_free(chart.roles[row][i], chart.chars[row][i]) for i in cells):
                 chart.put(start, row, text, role)
                 return True
     return False
+
+
+def _is_free(role: str, char: str) -> bool:
+    """Whether a name may stand in a cell: on nothing, a guide, or the dashes of the target."""
+    return role in ("", "guide") or (role == "mark" and char in DASHES)
 
 
 def _rule(chart: Canvas, frame: _Frame, x: int, char: str, role: str) -> None:

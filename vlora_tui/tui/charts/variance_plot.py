@@ -452,9 +452,9 @@ def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     def rule(k: float, char: str, role: str) -> int:
         x = frame.column(k)
         for y in range(frame.top, frame.bottom):
-            if chart.roles[y][x] in ("", "guide") or (
-                role == "rule" and chart.roles[y][x] != "mark"
-            ):
+            there, named = chart.roles[y][x], chart.roles[y][x] == "edge"
+            named = named and (chart.chars[y][x].isalpha() or chart.chars[y][x] == " ")
+            if there in ("", "guide") or (role == "rule" and there != "mark" and not named):
                 chart.put(x, y, char, role)
         return x
 

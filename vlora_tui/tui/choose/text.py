@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlora_engine.compression_target import CompressionTarget, LayerK
+from vlora_engine.compression_target import CompressionTarget, LayerK, one_k
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import key
@@ -204,7 +204,8 @@ def short_packing(packed: Quantization) -> str:
 
 def k_words(k: LayerK) -> str:
     """The k of a layer: one, or that of either side."""
-    return f"k {k}" if isinstance(k, int) or k[0] == k[1] else f"k {k[0]} A, {k[1]} B"
+    k = one_k(k)
+    return f"k {k}" if isinstance(k, int) else f"k {k[0]} A, {k[1]} B"
 
 
 def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:
