@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, ROUNDING, storage_dtype
-from vlora_engine.quantization.packing import NOT_PACKED, Quantization, named_quantization
+from vlora_engine.quantization.packing import (
+    BLOCK_SIZE,
+    DOUBLE_QUANT,
+    NOT_PACKED,
+    Quantization,
+    named_quantization,
+)
 
 BASIS_METHODS = ("delta", "columns", "flat")  # share a basis of k directions a side
 CODED_METHODS = ("own", "auto")  # code every direction with the bits it earns
@@ -23,6 +29,7 @@ DEFAULT_MAX_ERROR = 0.05
 ADAPTIVE_VARIANCE = 0.6  # what k for every layer by itself means alone, as in the first library
 ERROR_GOALS = ("variance", "max_error", "mean_error")
 GOALS = (*ERROR_GOALS, "budget")  # what k, or the bits, can be chosen for
+LayerK = int | tuple[int, int]  # k of a layer, or (k_a, k_b)
 _OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")
 
 
@@ -43,13 +50,15 @@ class CompressionTarget:
     Args:
         method: By default `auto`, and `delta` where something is asked for that only a basis has.
         k: The same k on both sides of every layer; ``k_a`` and ``k_b`` a side each.
-        layers: k for layers whose names match a pattern, later patterns winning.
+        layers: k, or a pair (k_a, k_b), for layers whose names match a pattern, later patterns
+            winning.
         variance: The least share of dW's energy to keep: one k for all layers, or with
             ``adaptive`` the least k of each layer by itself.
         max_error: The largest relative error any task may have; ``mean_error`` their mean.
         budget: Bytes on disk, an upper bound.
         refine: Rounds in which the bases of `delta` are fitted to each other.
         quantize: ``none``, ``int8``, ``int4`` or ``nf4``: pack bases and loadings.
+        block_size: Packed numbers that share a scale; ``double_quant``: scales of 8 bits, not 16.
         noise: The share of the captured energy that packing costs, where it is known better than
             by `Quantization.noise`.
     """
@@ -59,7 +68,7 @@ class CompressionTarget:
     k_a: int | None = None
     k_b: int | None = None
     # Left out of the hash, not of ==: what is equal has the same hash all the same.
-    layers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    layers: Mapping[str, LayerK] = field(default_factory=dict, hash=False)
     variance: float | None = None
     adaptive: bool = False
     max_error: float | None = None
@@ -68,11 +77,15 @@ class CompressionTarget:
     dtype: str = AUTO_DTYPE
     refine: int = 0
     quantize: str = NOT_PACKED
+    block_size: int = BLOCK_SIZE
+    double_quant: bool = DOUBLE_QUANT
     noise: float | None = None
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", self._default_method())
+        if any(not isinstance(k, int) for k in self.layers.values()):  # lists, and equal sides
+            object.__setattr__(self, "layers", {n: one_k(k) for n, k in self.layers.items()})
 
     def checked(self) -> CompressionTarget:
         """The same with the default goal filled in.
@@ -90,7 +103,7 @@ class CompressionTarget:
         filled = self.filled()
         filled._check_range()
         storage_dtype(self.dtype, ())
-        named_quantization(self.quantize)
+        self.quantization  # noqa: B018  (raises where there is none such)
         return filled
 
     def contradictions(self) -> Iterator[Contradiction]:
@@ -111,6 +124,11 @@ class CompressionTarget:
             yield from self._chosen_itself([*(n for n in names if getattr(self, n)), *dtype])
         if self.method == "flat" and self.k_a != self.k_b:
             yield Contradiction("k_a", "The method flat has one k for both sides.", "k")
+        if self.method == "flat" and not all(isinstance(k, int) for k in self.layers.values()):
+            what = "The method flat has one k for both sides."
+            yield Contradiction("layers", what, "one k for a layer")
+        if self.quantize == NOT_PACKED:
+            yield from self._of_packing()
         if self.refine and self.method != "delta":
             yield Contradiction("refine", "Only delta is refined.", "delta", self.method)
 
@@ -122,9 +140,10 @@ class CompressionTarget:
         """The same for another goal: ``k``, ``variance``, an error or ``budget``."""
         fields: dict[str, Any] = dict.fromkeys(("k", "k_a", "k_b", *GOALS))
         fields[name] = int(value) if name in ("k", "budget") else value
+        fields["adaptive"] = self.adaptive and name == "variance"
         return replace(self, **fields)
 
-    def with_layer(self, layer: str, k: int | None) -> CompressionTarget:
+    def with_layer(self, layer: str, k: LayerK | None) -> CompressionTarget:
         """The same with the layer's own k set, or (None) cleared."""
         others = {name: own for name, own in self.layers.items() if name != layer}
         # The last one, so that it wins over a pattern.
@@ -158,7 +177,18 @@ class CompressionTarget:
     @property
     def quantization(self) -> Quantization | None:
         """How it is packed; None where it is not."""
-        return named_quantization(self.quantize)
+        return named_quantization(
+            self.quantize, block_size=self.block_size, double_quant=self.double_quant
+        )
+
+    @property
+    def k_range(self) -> tuple[int, int] | None:
+        """The least and the largest k that is given for any layer; None where there is none."""
+        given = [
+            *(self.fixed_pair or ()),
+            *(k for one in self.layers.values() for k in sides_of(one)),
+        ]
+        return (min(given), max(given)) if given else None
 
     @property
     def lossy(self) -> bool:
@@ -225,6 +255,18 @@ class CompressionTarget:
         if min(ks, default=1) < 1:
             raise ParameterError("k is at least 1.", found=str(min(ks)))
 
+    def _of_packing(self) -> Iterator[Contradiction]:
+        """What only packed numbers have, where none are packed."""
+        default = CompressionTarget
+        for name in ("block_size", "double_quant"):
+            if getattr(self, name) != getattr(default, name):
+                yield Contradiction(
+                    name,
+                    f"{name} is of packed numbers, and nothing is packed.",
+                    "quantize: int8, int4 or nf4",
+                    remedy="leave it out, or give quantize",
+                )
+
     def _chosen_itself(self, names: Sequence[str]) -> Iterator[Contradiction]:
         """The first of these fields, as what a coded method has none of."""
         for name in names[:1]:
@@ -234,3 +276,25 @@ class CompressionTarget:
                 "max_error, mean_error, variance or budget",
                 remedy="leave it out, or use the method delta, columns or flat",
             )
+
+
+def sides_of(k: LayerK) -> tuple[int, int]:
+    """(k_a, k_b) of what stands for a layer."""
+    return (k, k) if isinstance(k, int) else k
+
+
+def one_k(k: LayerK | Sequence[int]) -> LayerK:
+    """What stands for a layer in its shortest form: a pair of equal k is one k.
+
+    Raises:
+        ParameterError: It is neither a k nor a pair.
+    """
+    if isinstance(k, int):
+        return k
+    try:
+        k_a, k_b = k
+    except (TypeError, ValueError):
+        k_a = k_b = None  # type: ignore[assignment]
+    if type(k_a) is not int or type(k_b) is not int:
+        raise ParameterError("This is no k of a layer.", expected="k, or (k_a, k_b)", found=repr(k))
+    return k_a if k_a == k_b else (k_a, k_b)

@@ -27,7 +27,12 @@ from vlora_engine.compress.absorb import absorb, absorb_incremental, rebased
 from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
-from vlora_engine.compression_target import ADAPTIVE_VARIANCE, CODED_METHODS, CompressionTarget
+from vlora_engine.compression_target import (
+    ADAPTIVE_VARIANCE,
+    CODED_METHODS,
+    CompressionTarget,
+    LayerK,
+)
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
@@ -36,6 +41,7 @@ from vlora_engine.nn.training import trainable_params
 from vlora_engine.publish.push import push_space
 from vlora_engine.quantization.packing import (
     BLOCK_SIZE,
+    DOUBLE_QUANT,
     NOT_PACKED,
     Quantization,
     named_quantization,
@@ -271,10 +277,12 @@ class SharedSubspace:
         mean_error: float | None = None,
         k_a: int | None = None,
         k_b: int | None = None,
-        layers: Mapping[str, int] | None = None,
+        layers: Mapping[str, LayerK] | None = None,
         refine: int = 0,
         dtype: str = "auto",
         quantize: str = "none",
+        block_size: int = BLOCK_SIZE,
+        double_quant: bool = DOUBLE_QUANT,
         skip_bad: bool = False,
         device: str = "auto",
         progress: ProgressCallback | None = None,
@@ -288,8 +296,9 @@ class SharedSubspace:
         an error of 63 % and is therefore not ours. ``adaptive_k`` chooses k per layer for
         ``variance_threshold``, without one for 0.6, and wins over ``num_components``, which wins
         over ``variance_threshold``: all as in the first library. ``quantize`` packs bases and
-        loadings as ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs
-        and saves. With ``auto`` or ``own`` it is `quantize` afterwards. A k beyond what a layer
+        loadings as ``int8``, ``int4`` or ``nf4``, in blocks of ``block_size`` numbers whose scales
+        have 8 bits with ``double_quant``; targets and budgets then count what that costs and saves.
+        With ``auto`` or ``own`` it is `quantize` afterwards. A k beyond what a layer
         has is clamped to all it has; a warning in the log and `notes` say so.
 
         Raises:
@@ -301,6 +310,7 @@ class SharedSubspace:
             aims = (variance_threshold, k_a, k_b, budget, max_error, mean_error)
             if all(aim is None for aim in aims):
                 variance_threshold = ADAPTIVE_VARIANCE
+        is_packed_after = method in CODED_METHODS
         targets = CompressionTarget(
             method=method or "",
             k=num_components,
@@ -314,9 +324,13 @@ class SharedSubspace:
             budget=budget,
             dtype=dtype,
             refine=refine,
-            quantize=NOT_PACKED if method in CODED_METHODS else quantize,
+            quantize=NOT_PACKED if is_packed_after else quantize,
+            block_size=BLOCK_SIZE if is_packed_after else block_size,
+            double_quant=DOUBLE_QUANT if is_packed_after else double_quant,
         ).checked()
-        packed = named_quantization(quantize) if targets.is_coded else None
+        packed = None
+        if targets.is_coded:
+            packed = named_quantization(quantize, block_size=block_size, double_quant=double_quant)
         opened = common_names([as_source(adapter) for adapter in adapters])
         sources = dict(zip(names, opened, strict=True))
         run = RunContext(progress, device=device)

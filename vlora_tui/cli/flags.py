@@ -144,10 +144,13 @@ def _k_table(
     return table
 
 
-def _layer(text: str) -> tuple[str, int]:
+def _layer(text: str) -> tuple[str, int | list[int]]:
     pattern, equals, k = text.rpartition("=")
-    if not equals or not pattern or not k.isdecimal():
+    sides = k.split(",")
+    if not equals or not pattern or len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ParameterError(
-            "--layers takes a pattern and its k.", expected="'*.c_attn=24'", found=repr(text)
+            "--layers takes a pattern and its k.",
+            expected="'*.c_attn=24', or of either side '*.c_attn=24,16'",
+            found=repr(text),
         )
-    return pattern, int(k)
+    return pattern, int(k) if len(sides) == 1 else [int(side) for side in sides]

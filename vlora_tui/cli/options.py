@@ -65,12 +65,19 @@ class Compressing(Bundle):
     ] = None
     layers: Annotated[
         list[str] | None,
-        option("--layers", "k for some layers; may be repeated.", metavar="PATTERN=K"),
+        option("--layers", "k for some layers, or k_a,k_b; may be repeated.", metavar="PATTERN=K"),
     ] = None
     names: Names = None
     dtype: Annotated[str, option("--dtype", "auto, fp32, fp16 or bf16 on disk.")] = "auto"
     quantize: Annotated[
         str | None, option("--quantize", "none, int8, int4 or nf4: pack what is stored.")
+    ] = None
+    block_size: Annotated[
+        int | None, option("--block-size", "Packed numbers that share a scale; by default 64.")
+    ] = None
+    double_quant: Annotated[
+        bool | None,
+        option("--double-quant/--no-double-quant", "Packed: scales of 8 bits, the default, or 16."),
     ] = None
     refine: Annotated[int, option("--refine", "Sweeps that refine delta's bases.")] = 0
     spectra: SpectraAt = None

@@ -209,7 +209,7 @@ def bytes_at(
         table = LayerTable(
             spec.name, spec.d_in, spec.d_out, np.arange(len(ranks)), np.array(ranks), np.empty(0)
         )
-        layer_k = (per_layer[spec.name],) * 2 if spec.name in per_layer else pair
+        layer_k = per_layer.get(spec.name, pair)
         limits = max_k(target.method, spec, sources)
         k_a, k_b = (min(k, limit) for k, limit in zip(layer_k, limits, strict=True))
         total += int(layer_bytes(target.method, table, k_a, k_b, dtype, packed))

@@ -91,7 +91,13 @@ def others_at(
     budget = int(figures["nbytes"])
     coded = [] if spectra.rate_tables() is None else [CompressionTarget(m) for m in CODED_METHODS]
     based = [
-        CompressionTarget(method, dtype=target.dtype, quantize=target.quantize)
+        CompressionTarget(
+            method,
+            dtype=target.dtype,
+            quantize=target.quantize,
+            block_size=target.block_size,
+            double_quant=target.double_quant,
+        )
         for method in spectra.methods
     ]
     rows: list[dict[str, Any]] = []

@@ -124,6 +124,8 @@ def _replaced(name: str, table: Mapping[str, Any], keys: Mapping[str, Any]) -> T
             pair = {"k_a", "k_b"} if {"k_a", "k_b"} & keys.keys() else set[str]()
             gone |= aims - pair
             gone |= set() if "variance" in keys else {"adaptive"}
+        if keys.get("quantize") == NOT_PACKED:
+            gone |= {"block_size", "double_quant"}
     elif name == "quantize" and "method" in keys:
         gone.add("bits")
     elif name == "resize" and {"energy", "dynamic"} & keys.keys():
@@ -135,11 +137,14 @@ def _packed_instead(tables: Tables) -> Tables:
     """``quantize`` alone of [compress], where a subspace is the input: a [quantize] table."""
     source, compress = tables.get("input"), tables.get("compress")
     is_subspace = isinstance(source, dict) and "subspace" in source
-    if not is_subspace or not isinstance(compress, dict) or compress.keys() != {"quantize"}:
+    if not is_subspace or not isinstance(compress, dict) or "quantize" not in compress:
+        return tables
+    if compress.keys() - {"quantize", "block_size", "double_quant"}:
         return tables
     rest = {name: table for name, table in tables.items() if name != "compress"}
     if compress["quantize"] == NOT_PACKED:
         return rest
-    packed = Quantize.named(compress["quantize"])
+    details = {name: value for name, value in compress.items() if name != "quantize"}
+    packed = Quantize.named(compress["quantize"], **details)
     row = {name: getattr(packed, name) for name in packed.__dataclass_fields__}
     return {**rest, "quantize": row | dict(rest.get("quantize", {}))}

@@ -8,6 +8,7 @@ and ``~`` into the adapters that are really there. Reading and checking files is
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.packing import (
     BLOCK_SIZE,
+    DOUBLE_QUANT,
     Quantization,
     named_quantization,
     quantization,
@@ -28,8 +30,10 @@ MEASURED = (*BASIS_METHODS, "codec")  # what spectra hold; names their place in 
 CACHE = "cache"
 COMPRESS_KEYS = (  # of the table, as they are written: what to compress to, and on what
     *("method", "k", "k_a", "k_b", "variance", "adaptive", "max_error", "mean_error", "budget"),
-    *("layers", "dtype", "device", "spectra", "quantize", "refine"),
+    *("layers", "dtype", "device", "spectra", "quantize", "block_size", "double_quant", "refine"),
 )
+
+_PAIR = re.compile(r"\[\n\s*(\d+),\n\s*(\d+),\n\]")  # k_a and k_b of a layer, a line each
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,15 @@ class Quantize:
     double_quant: bool = False
 
     @classmethod
-    def named(cls, name: str) -> Quantize:
+    def named(
+        cls, name: str, *, block_size: int = BLOCK_SIZE, double_quant: bool = DOUBLE_QUANT
+    ) -> Quantize:
         """The packing that a short name (``int8``, ``int4``, ``nf4``) stands for.
 
         Raises:
             ParameterError: No such name, or ``none``.
         """
-        packed = named_quantization(name)
+        packed = named_quantization(name, block_size=block_size, double_quant=double_quant)
         if packed is None:
             raise ParameterError(
                 "There is nothing to pack.", expected="int8, int4 or nf4", found=name
@@ -285,7 +291,8 @@ class Recipe:
         """The recipe as a file that `load_recipe` reads back equal."""
         import tomli_w
 
-        return tomli_w.dumps(as_tables(self), multiline_strings=False)
+        text = tomli_w.dumps(as_tables(self), multiline_strings=False)
+        return _PAIR.sub(r"[\1, \2]", text)  # no text of TOML's has a line break in it here
 
 
 def as_tables(recipe: Recipe) -> dict[str, Any]:

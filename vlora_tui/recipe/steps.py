@@ -10,11 +10,11 @@ from glob import has_magic
 from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
+from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget, LayerK, one_k
 from vlora_engine.convert.formats import GGUF, PEER_FORMATS, SUBSPACE_FORMATS, format_named
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
-from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
+from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS, Packing
 from vlora_engine.targets.registry import TARGETS
 from vlora_engine.targets.sizing import Sizing
 from vlora_tui.recipe.model import (
@@ -86,6 +86,8 @@ def read_compress(table: Table) -> Compress:
         layers=_read_layers(table),
         dtype=table.choice("dtype", DTYPES, AUTO_DTYPE),
         quantize=table.choice("quantize", PACKINGS, NOT_PACKED),
+        block_size=table.natural("block_size") or CompressionTarget.block_size,
+        double_quant=table.get("double_quant", bool, CompressionTarget.double_quant),
         refine=table.natural("refine", least=0) or 0,
     )
     compress = Compress(
@@ -93,6 +95,7 @@ def read_compress(table: Table) -> Compress:
     )
     table.end()
     check_target(target, table)
+    table.located("block_size", lambda size: Packing("symmetric", 8, size), target.block_size)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", compress.device):
         table.fail(
             "device", "This is no device.", expected="auto, cpu, cuda, cuda:N or mps",
@@ -117,17 +120,18 @@ def check_target(target: CompressionTarget, table: Table) -> None:
         )
 
 
-def _read_layers(table: Table) -> dict[str, int]:
+def _read_layers(table: Table) -> dict[str, LayerK]:
     layers = table.get("layers", dict, {})
     for pattern, k in layers.items():
-        if type(k) is not int or k < 1:
+        sides = k if isinstance(k, list) and len(k) == 2 else [k]
+        if any(type(side) is not int or side < 1 for side in sides):
             table.fail(
                 "layers",
                 f"The k of layers {pattern!r} is wrong.",
-                expected="a whole number of at least 1",
+                expected="a whole number of at least 1, or two: [k_a, k_b]",
                 found=repr(k),
             )
-    return dict(layers)
+    return {pattern: one_k(k) for pattern, k in layers.items()}
 
 
 def read_quantize(table: Table) -> Quantize:

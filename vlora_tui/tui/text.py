@@ -9,6 +9,8 @@ from typing import Literal
 
 from rich.cells import cell_len
 
+from vlora_engine.errors import VLoRAError
+
 TONES = {"error": "error", "warning": "warning", "note": "muted"}  # of a finding, in a table
 
 
@@ -89,6 +91,15 @@ def advice(text: str) -> str:
     parts = re.split(r"(, or |; or |; )", text)
     kept = [at for at in range(0, len(parts), 2) if not _has_flag(parts[at])]
     return "".join((parts[at - 1] if n else "") + parts[at] for n, at in enumerate(kept))
+
+
+def problem_words(error: BaseException) -> str:
+    """An error for a screen: as it says itself, with the fix as `advice` gives it."""
+    if not isinstance(error, VLoRAError):
+        return str(error)
+    lines = [line for line in error.lines() if error.remedy is None or error.remedy not in line]
+    mended = advice(error.remedy or "")
+    return "\n".join([*lines, *([f"  fix: {mended}"] if mended else [])])
 
 
 def _has_flag(text: str) -> bool:

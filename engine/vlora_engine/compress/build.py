@@ -101,8 +101,7 @@ def clamped_k(
     """
     if targets.is_coded:
         return {}, None
-    pinned = match_layers([spec.name for spec in layers], targets.layers)
-    wanted = {name: (k, k) for name, k in pinned.items()}
+    wanted = match_layers([spec.name for spec in layers], targets.layers)
     if targets.fixed_pair is not None:
         wanted = {spec.name: targets.fixed_pair for spec in layers} | wanted
     limits = {spec.name: max_k(targets.method, spec, sources) for spec in layers}

@@ -6,6 +6,7 @@ module can be read alone; the last block of a side may be short.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,20 @@ QUANTIZATIONS = ("int8", "int4", "nf4")
 NOT_PACKED = "none"
 PACKINGS = (NOT_PACKED, *QUANTIZATIONS)  # what may be asked for
 BLOCK_SIZE = 64
+DOUBLE_QUANT = True  # of a quantization that is asked for by its short name
 GROUP_SIZE = 256  # scales that share a second-level scale
 MAX_BLOCK_SIZE = 1 << 20
 
 # The relative squared error of normally distributed numbers in blocks of 64, best scale of each
 # block chosen (measured on 16 million numbers). What a build meets is measured there.
 NOISE = {"int8": 3.6e-5, "int4": 8.2e-3, "nf4": 7.5e-3}
+# The same of these blocks, against that of 64; between two straight in the logarithm of the size.
+BLOCK_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+NOISE_GROWTH = {
+    "int8": (0.626, 0.811, 1.0, 1.187, 1.377, 1.569, 1.765),
+    "int4": (0.619, 0.819, 1.0, 1.153, 1.267, 1.342, 1.391),
+    "nf4": (0.741, 0.883, 1.0, 1.095, 1.172, 1.230, 1.273),
+}
 LOADINGS_NOISE = 1e-4
 
 
@@ -64,6 +73,15 @@ class Packing:
     def name(self) -> str:
         """``int8``, ``int4`` or ``nf4``."""
         return "nf4" if self.method == "nf4" else f"int{self.bits}"
+
+    @property
+    def noise(self) -> float:
+        """The relative squared error of normally distributed numbers, as measured in blocks."""
+        growth, last = NOISE_GROWTH[self.name], len(BLOCK_SIZES) - 1
+        at = math.log2(self.block_size / BLOCK_SIZES[0])
+        low = min(max(0, math.floor(at)), last - 1)
+        part = min(max(0.0, at - low), 1.0)
+        return NOISE[self.name] * (growth[low] + part * (growth[low + 1] - growth[low]))
 
     # The counts below take a number or an array of numbers.
 
@@ -125,7 +143,7 @@ class Quantization:
 
         ``n = 1 - (1 - eta)^2`` with eta the noise of one side (docs/mathematics.md#quantization).
         """
-        side = NOISE[self.name] + (LOADINGS_NOISE if self.loadings else 0.0)
+        side = self.basis.noise + (LOADINGS_NOISE if self.loadings else 0.0)
         return 1 - (1 - side) ** 2
 
     def as_json(self) -> dict[str, Any]:
@@ -157,18 +175,22 @@ def quantization(
     return Quantization(basis, _eight_bits(basis) if loadings else None)
 
 
-def named_quantization(name: str) -> Quantization | None:
+def named_quantization(
+    name: str, *, block_size: int = BLOCK_SIZE, double_quant: bool = DOUBLE_QUANT
+) -> Quantization | None:
     """A quantization by its short name, of bases and loadings; None for ``none``.
 
     Raises:
-        ParameterError: No such name.
+        ParameterError: No such name, or a block size out of range.
     """
     if name == NOT_PACKED:
         return None
     if name not in QUANTIZATIONS:
         raise ParameterError(f"Unknown quantization {name!r}.", expected=", ".join(PACKINGS))
     method, bits = ("nf4", 4) if name == "nf4" else ("symmetric", int(name[3:]))
-    return quantization(method, bits, double_quant=True, loadings=True)
+    return quantization(
+        method, bits, block_size=block_size, double_quant=double_quant, loadings=True
+    )
 
 
 def parse_quantization(value: JsonValue | None) -> Quantization | None:

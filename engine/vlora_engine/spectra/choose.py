@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.compression_target import CompressionTarget, LayerK, sides_of
 from vlora_engine.errors import ParameterError, TargetError
 from vlora_engine.findings import Finding
 from vlora_engine.quantization.dtypes import ROUNDING, storage_dtype
@@ -109,22 +109,25 @@ def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
     return Choice(method, picked, stored, solver.predict(picked))
 
 
-def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> dict[str, int]:
-    """The k of every layer that a pattern (fnmatch) matches; later patterns win.
+def match_layers(names: Sequence[str], patterns: Mapping[str, LayerK] | None) -> Choices:
+    """(k_a, k_b) of every layer that a pattern (fnmatch) matches; later patterns win.
+
+    A layer's name stands for that layer alone, whatever signs are in it.
 
     Raises:
         ParameterError: A pattern matches no layer, or its k is below 1.
     """
-    chosen: dict[str, int] = {}
+    chosen: Choices = {}
+    known = set(names)
     for pattern, k in (patterns or {}).items():
-        matches = fnmatch.filter(names, pattern)
+        matches = [pattern] if pattern in known else fnmatch.filter(names, pattern)
         if not matches:
             raise ParameterError(
                 f"The pattern {pattern!r} matches no layer.", expected=f"such as {names[0]!r}"
             )
-        if k < 1:
+        if min(sides_of(k)) < 1:
             raise ParameterError("k is at least 1.", where=pattern, found=str(k))
-        chosen.update(dict.fromkeys(matches, k))
+        chosen.update(dict.fromkeys(matches, sides_of(k)))
     return chosen
 
 
@@ -384,7 +387,7 @@ class _Solver:
         spectra: Spectra,
         method: str,
         dtype: str,
-        pinned: Mapping[str, int],
+        pinned: Mapping[str, tuple[int, int]],
         quantization: Quantization | None = None,
         noise: float | None = None,
     ) -> None:
@@ -538,7 +541,7 @@ class _Solver:
     def _clamp(self, name: str, k_a: int, k_b: int) -> tuple[int, int]:
         table = self._table(name)
         if name in self.pinned:
-            k_a = k_b = self.pinned[name]
+            k_a, k_b = self.pinned[name]
         return min(k_a, table.max_a), min(k_b, table.max_b)
 
     def _layer_k(self, name: str, share: float) -> int:

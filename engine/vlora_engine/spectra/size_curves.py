@@ -15,7 +15,7 @@ import numpy as np
 from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, RateTables
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
-from vlora_engine.quantization.packing import NOISE, named_quantization
+from vlora_engine.quantization.packing import named_quantization
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
 
@@ -117,6 +117,6 @@ def _plain(spectra: Spectra, rate_tables: RateTables, name: str) -> Point:
     assert quantization is not None  # noqa: S101
     numbers = sum(task.factor_elements for task in spectra.tasks)
     nbytes = rate_tables.overhead + rate_tables.rest_bytes + int(quantization.basis.nbytes(numbers))
-    error = float(np.sqrt(1 - (1 - NOISE[name]) ** 2))
+    error = float(np.sqrt(1 - (1 - quantization.basis.noise) ** 2))
     ratio = rate_tables.factor_bytes / max(1, nbytes - rate_tables.rest_bytes)
     return Point(round(ratio, 2), nbytes, error, error)

@@ -67,6 +67,11 @@ def test_compress_with_k(cli: Cli, runs: Path, tmp_path: Path) -> None:
         (["--budget", "1MB", "--quantize", "nf4"], {"budget": 1_000_000, "quantize": "nf4"}),
         (["--variance", "0.9", "--method", "own"], {"method": "own", "variance": 0.9}),
         (["--layers", "*.c_attn=5", "-k", "4"], {"k": 4, "layers": {"*.c_attn": 5}}),
+        (["--layers", "*.c_attn=5,7", "-k", "4"], {"k": 4, "layers": {"*.c_attn": [5, 7]}}),
+        (
+            ["-k", "4", "--quantize", "int4", "--block-size", "32", "--no-double-quant"],
+            {"k": 4, "quantize": "int4", "block_size": 32, "double_quant": False},
+        ),
         (["--device", "cpu", "-k", "2"], {"k": 2, "device": "cpu"}),
         ([], {"method": "auto"}),
     ],

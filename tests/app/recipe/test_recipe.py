@@ -102,18 +102,30 @@ inputs = st.builds(
     skip_bad=st.booleans(),
 )
 compressions = st.builds(
-    lambda goal, method, refine, device, spectra, **others: Compress(
-        CompressionTarget(method, refine=refine * (method == "delta"), **goal, **others),
+    lambda goal, method, refine, device, spectra, quantize, packing, **others: Compress(
+        CompressionTarget(
+            method,
+            refine=refine * (method == "delta"),
+            **(packing if quantize != "none" else {}),
+            quantize=quantize,
+            **goal,
+            **others,
+        ),
         device,
         spectra,
     ),
     goals,
     method=st.sampled_from(["delta", "columns"]),
-    layers=st.dictionaries(words, st.integers(1, 99), max_size=2),
+    layers=st.dictionaries(
+        words, st.integers(1, 99) | st.tuples(st.integers(1, 99), st.integers(1, 99)), max_size=2
+    ),
     dtype=st.sampled_from(["auto", "fp32", "bf16"]),
     device=st.sampled_from(["auto", "cpu", "cuda:1"]),
     spectra=st.none() | words,
     quantize=st.sampled_from(["none", "int8", "int4", "nf4"]),
+    packing=st.fixed_dictionaries(
+        {"block_size": st.integers(1, 512), "double_quant": st.booleans()}
+    ),
     refine=st.integers(0, 3),
 )
 exports = st.builds(
@@ -303,6 +315,22 @@ WRONG = [
     (f"{IN}{OUT}[compress]\nadaptive = true", "line 6, compress.adaptive", "variance"),
     (f'{IN}{OUT}[compress]\nlayers = {{ "*" = 0 }}', "line 6, compress.layers", "at least 1"),
     (f"{IN}{OUT}[compress.layers]\n'*' = 0", "line 5, compress.layers", "at least 1"),
+    (f"{IN}{OUT}[compress]\nlayers = {{ '*' = [3] }}", "line 6, compress.layers", "[k_a, k_b]"),
+    (
+        f"{IN}{OUT}[compress]\nmethod = 'flat'\nk = 3\nlayers = {{ '*' = [3, 4] }}",
+        "line 8, compress.layers",
+        "one k for both sides",
+    ),
+    (
+        f"{IN}{OUT}[compress]\nblock_size = 32",
+        "line 6, compress.block_size",
+        "nothing is packed",
+    ),
+    (
+        f"{IN}{OUT}[compress]\nquantize = 'int4'\nblock_size = 99999999",
+        "line 7, compress.block_size",
+        "out of range",
+    ),
     (f"{IN}[compress]\nk = 3", "line 3, compress", "nowhere to put"),
     (f"{IN}{OUT}", "line 3, output", "Nothing makes"),
     ('[input]\nsubspace = "s"\n[compress]\nk = 3\n' + OUT, "compress", "compressed already"),

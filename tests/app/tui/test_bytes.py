@@ -94,6 +94,29 @@ app.driver_class = Terminal
 app.run()
 """
 
+# The interface with a choice of k on spectra that are all there.
+CHOOSING = """
+import sys
+from pathlib import Path
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.spectra.tables import Spectra
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.terminal.driver import Terminal
+
+runs, place = sys.argv[1:]
+app = VLoRAApp([runs])
+app.driver_class = Terminal
+session = app.session
+session.add_found(scan([runs]).adapters)
+for path in session.infos:
+    session.mark(path, True)
+app.jobs.spectra_of = tuple(sorted(session.marked))
+session.set_spectra(Spectra.load(Path(place)))
+session.choose(CompressionTarget("delta", k=3))
+app.run()
+"""
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -181,3 +204,22 @@ def test_a_step_that_is_asked_for_before_the_first_paint_is_shown() -> None:
         terminal.read(b"No adapters are marked")
     finally:
         terminal.close()
+
+
+def test_moving_k_with_errors_in_the_cells_costs_few_bytes(places: tuple[Path, Path]) -> None:
+    there = Terminal(*map(str, places), code=CHOOSING)
+    try:
+        there.read(b"task02")
+        there.quiet()
+        there.press("2")
+        there.read(b"Explained variance")
+        there.quiet()
+        there.press("t")
+        there.read(b"error of each layer")
+        there.quiet()
+        for _ in range(3):
+            there.press("]")
+            written = len(there.read(seconds=2))
+            assert 200 < written <= KEY  # the errors of all layers are others
+    finally:
+        there.close()

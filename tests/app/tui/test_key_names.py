@@ -14,23 +14,33 @@ from textual.pilot import Pilot
 from tests.app.tui.adapters.test_adapters import settle
 from tests.app.tui.drive import run
 from tests.conftest import ROOT
+from vlora_engine.errors import StorageError
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.app.keymap import all_bindings
 from vlora_tui.tui.key_names import key, keyed, places, use
-from vlora_tui.tui.text import advice
+from vlora_tui.tui.text import advice, problem_words
 from vlora_tui.tui.widgets.dialogs import Help
 from vlora_tui.utils.config import config_file, load_config
 
-ROOMS = ("app", "adapters", "core", "export", "terminal", "widgets")
+ROOMS = (
+    *("adapters", "app", "charts", "choose", "core", "export", "inspect", "run", "terminal"),
+    "widgets",
+)
 TUI = ROOT / "vlora_tui" / "tui"
 # A key in prose: Enter and Esc, or a letter or a step's number on its own before what it does.
 NAMED = re.compile(
     r"(?<![<.\w])(?:[Ee]nter|[Ee]sc|[Ee]scape)(?![\w>])"
-    r"|(?:^|[ (;.])[b-jl-zC-HJ-Z](?= [a-z]{3,}s? )"
-    r"|(?:^|[ (;.])[1-5] (?:shows|goes|opens)"
+    r"|(?<![<.\w])(?:tab|[Ss]pace|[Bb]ackspace)(?=:? (?:who|marks?|clears?|goes|keeps?))"
+    r"|(?:^|[ (;.])[b-jl-zC-HJ-Z](?= [a-z]{3,}s? ?)"
+    r"|(?:^|[ (;.])[1-5] (?:shows|goes|opens|the job)|[Pp]ress [\w*](?: |$)"
+    r"|\((?:[b-zB-Z]|[1-5])\)|^[a-zS]: |\([a-z] to "
 )
 # Fields take Enter whatever the keys are; the others are no keys.
-FIXED = re.compile(r"Enter (?:accept|open) |^x (?:smaller|the size) | x k |r x ")
+FIXED = re.compile(
+    r"Enter (?:accept|open)\b|Enter (?:an?|from) |^ [hs] left|^x (?:smaller|larger|typical)"
+    r"|^x the (?:size|typical)"
+    r"| x k |r x |Esc cancel|[dky] (?:keep|discard|yes).*"
+)
 
 
 def texts() -> Iterator[tuple[str, int, str]]:
@@ -101,6 +111,58 @@ def test_hints_and_help_follow_a_key_of_the_users_own(runs: Path, messages: list
 
     run(VLoRAApp([str(runs)], config=load_config()), steps)
     use({})
+
+
+def test_the_texts_of_the_other_steps_follow_them_too(runs: Path) -> None:
+    config_file().parent.mkdir(parents=True, exist_ok=True)
+    own = {"step.adapters": "f6", "step.choose": "f8", "choose.build": "f7", "inspect.write": "f9"}
+    own |= {"step.inspect": "f5", "choose.k": "f4", "inspect.enter": "f3"}
+    lines = [f'"{name}" = "{keys}"' for name, keys in own.items()]
+    config_file().write_text("\n".join(["[keys]", *lines, ""]))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        screen = pilot.app.screen
+        await pilot.press("f8")
+        await pilot.pause()
+        waits = str(screen.query_one("#choose-wait").render())
+        assert "Press f6 and mark the adapters" in waits
+        assert "then press f8" in waits
+        await pilot.press("question_mark")
+        words = pilot.app.screen.text().plain  # type: ignore[attr-defined]
+        assert "f7 builds the present choice" in words
+        assert "f4 types k" in words
+        await pilot.press("escape", "f5")
+        await pilot.pause()
+        await pilot.press("question_mark")
+        assert "f3 on a pair compares" in pilot.app.screen.text().plain  # type: ignore[attr-defined]
+        await pilot.press("escape", "f9")
+        assert any("f7 builds on step 2" in n.message for n in pilot.app._notifications)
+
+    run(VLoRAApp([str(runs)], config=load_config()), steps)
+    use({})
+
+
+def test_errors_on_a_screen_name_no_flags() -> None:
+    remedy = "name another with --state-dir DIR (or XDG_STATE_HOME)"
+    error = StorageError("The state directory cannot be written.", where="/x", remedy=remedy)
+    assert "--state-dir" in str(error)
+    assert problem_words(error).splitlines() == [
+        "The state directory cannot be written.",
+        "  where: /x",
+        "  fix: set XDG_STATE_HOME to another folder",
+    ]
+    assert problem_words(StorageError("Full.", remedy="use --force")) == "Full."
+    assert problem_words(OSError("gone")) == "gone"
+
+
+def test_what_a_step_says_of_an_error_goes_that_way() -> None:
+    """A plain ``str`` of an error would show the flags of a command."""
+    plain = re.compile(r"\bstr\(error\)")
+    fine = re.compile(r"strerror or str\(error\)|clean\(str\(error\)\)\[")
+    for file in sorted(TUI.rglob("*.py")):
+        if file.name != "text.py":
+            assert not plain.search(fine.sub("", file.read_text("utf-8"))), file
 
 
 @pytest.mark.parametrize(

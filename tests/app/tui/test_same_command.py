@@ -29,7 +29,11 @@ LAYER = next(iter(make.MODULES))
     [
         CompressionTarget("delta", max_error=0.05),
         CompressionTarget(k=3, layers={LAYER: 5}),
-        CompressionTarget("columns", variance=0.9, dtype="fp32"),
+        CompressionTarget(k=3, layers=dict.fromkeys(make.MODULES, (2, 4)), dtype="fp16"),
+        CompressionTarget(k_a=3, k_b=5, refine=1),
+        CompressionTarget(variance=0.9, adaptive=True),
+        CompressionTarget(k=4, quantize="int4", block_size=16, double_quant=False),
+        CompressionTarget("columns", variance=0.912345678, dtype="fp32"),
         CompressionTarget("delta", budget=30_000),
         CompressionTarget("flat", mean_error=0.3, dtype="bf16"),
         CompressionTarget("auto", max_error=0.05),

@@ -128,6 +128,16 @@ def test_the_best_of_several_scales_is_never_worse(method: str, bits: int) -> No
     assert share == pytest.approx(NOISE[name], rel=0.05)
 
 
+@pytest.mark.parametrize("block_size", [16, 24, 128, 1024])
+@pytest.mark.parametrize(("method", "bits"), KINDS)
+def test_what_a_block_size_costs_is_about_known(method: str, bits: int, block_size: int) -> None:
+    packing, count = Packing(method, bits, block_size), 1 << 17
+    numbers = normal(1, count, seed=5)
+    back = unpack_numbers(packing, *pack_numbers(numbers, packing, search=True), count)
+    met = float((back - numbers).square().sum() / numbers.square().sum())
+    assert packing.noise == pytest.approx(met, rel=0.07)
+
+
 def test_nf4_has_the_levels_of_qlora() -> None:
     """Those of bitsandbytes, to the last digit that its source has."""
     above = "0.07958029955625534 0.16093020141124725 0.24611230194568634 0.33791524171829224 \

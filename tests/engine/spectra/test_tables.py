@@ -16,7 +16,7 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, TargetError
-from vlora_engine.spectra.choose import choose, predict
+from vlora_engine.spectra.choose import choose, match_layers, predict
 from vlora_engine.spectra.tables import Spectra, diagonal_k, grid_k
 
 NESTED = ["delta", "columns"]
@@ -166,6 +166,41 @@ def test_layers_can_be_pinned() -> None:
     chosen = choose(spectra, CompressionTarget("delta", max_error=0.7, layers={"*v_proj": 2}))
     assert chosen.k["model.layers.0.v_proj"] == (2, 2)
     assert chosen.prediction.max_error <= 0.7
+
+
+def test_either_side_of_a_layer_can_be_pinned(tmp_path: Path) -> None:
+    """The choice, the error there and what is built are those of the pair, by dense arithmetic."""
+    layer, adapters = "model.layers.0.v_proj", mixed_collection()
+    spectra = compute_spectra(sources(), methods=("delta",))
+    target = CompressionTarget("delta", k=4, layers={layer: [3, 5], "*q_proj": (4, 4)})
+    assert target.layers == {layer: (3, 5), "*q_proj": 4}
+    assert target.k_range == (3, 5)
+    chosen = choose(spectra, target)
+    assert chosen.k[layer] == (3, 5)
+    p_a, p_b = (
+        basis[:k] for basis, k in zip(dense_bases(spectra, layer, "delta"), (3, 5), strict=True)
+    )
+    errors = []
+    for adapter in adapters.values():
+        if layer in adapter.lora_a:
+            own = adapter.delta(layer)
+            missed = (own - p_b.T @ p_b @ own @ p_a.T @ p_a).square().sum()
+            errors.append(float((missed / own.square().sum()).sqrt()))
+    assert chosen.prediction.layer_errors[layer] == pytest.approx(np.mean(errors), abs=1e-5)
+    report = build_subspace(sources(), tmp_path / "out", targets=target)
+    assert report.k[layer] == (3, 5)
+    assert report.layer_errors[layer] == pytest.approx(np.mean(errors), abs=1e-5)
+    with pytest.raises(ParameterError, match="no k of a layer"):
+        CompressionTarget(k=3, layers={layer: [1, 2, 3]})  # type: ignore[dict-item]
+    with pytest.raises(ParameterError, match="at least 1"):
+        choose(spectra, CompressionTarget(k=3, layers={layer: (0, 3)}))
+
+
+def test_a_name_stands_for_its_layer_whatever_is_in_it() -> None:
+    names = ["h[0].q", "h[1].q", "h0.q"]
+    assert match_layers(names, {"*": 2, "h[0].q": (3, 4)}) == {
+        "h[0].q": (3, 4), "h[1].q": (2, 2), "h0.q": (2, 2),
+    }  # fmt: skip
 
 
 def test_targets_that_cannot_be_met_say_what_can() -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,14 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.quantization.packing import Quantization, quantization
+from vlora_engine.spectra.choose import choose
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import Storage
@@ -201,6 +205,33 @@ def test_error_targets_are_kept_with_what_packing_costs(
         max_error=target.get("max_error"), mean_error=target.get("mean_error"),
     )  # fmt: skip
     assert held.errors()["max"] == report.max_error
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("block_size", "double"), [(16, False), (256, True)])
+def test_blocks_and_scales_of_a_target_are_those_that_are_written(
+    method: str, block_size: int, double: bool, tmp_path: Path
+) -> None:
+    sources = adapters_in(tmp_path)
+    target = CompressionTarget(
+        method, k=3, quantize="int4", block_size=block_size, double_quant=double
+    )
+    spectra = compute_spectra(sources, methods=(method,))
+    report = build_subspace(sources, tmp_path / "out", targets=target)
+    told = choose(spectra, target).prediction.nbytes
+    usual = replace(target, block_size=64, double_quant=True)
+    whole = build_subspace(sources, tmp_path / "usual", targets=usual).nbytes
+    differs = told - choose(spectra, usual).prediction.nbytes
+    assert report.nbytes == read_manifest(tmp_path / "out").nbytes <= told
+    assert report.nbytes - whole == pytest.approx(differs, abs=80)  # but for the headers
+    written = read_manifest(tmp_path / "out").quantization
+    assert written is not None
+    assert (written.basis.block_size, written.basis.double_quant) == (block_size, double)
+    held = SharedSubspace.from_adapters(
+        list(sources.values()), list(sources), num_components=3, method=method, quantize="int4",
+        block_size=block_size, double_quant=double,
+    )  # fmt: skip
+    assert held.space.quantization == written
 
 
 def test_what_packing_alone_costs_is_said(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from vlora_tui.tui.core.messages import (
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.key_names import key
-from vlora_tui.tui.text import tilde
+from vlora_tui.tui.text import problem_words, tilde
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
@@ -232,7 +232,7 @@ class VLoRAApp(BaseApp):
         try:
             self.session.manifest = read_manifest(path)
         except VLoRAError as error:
-            self.complain(str(error))
+            self.complain(problem_words(error))
             return
         self.post_message(SubspaceChanged())
         await self.show_step("inspect")

@@ -27,7 +27,7 @@ from vlora_tui.tui.app.fault_net import FaultNet
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.key_names import key, keyed, use
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.utils.config import Config, Problem, load_config, template
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ class BaseApp(FaultNet):
         try:
             left = self.drafts.take()
         except (VLoRAError, OSError) as error:
-            self.complain(f"The draft cannot be opened: {error}")
+            self.complain(f"The draft cannot be opened: {problem_words(error)}")
             return
         if left is not None:
             recipe, step = left
@@ -388,7 +388,7 @@ class BaseApp(FaultNet):
         try:
             recipe = resolve(recipe)
         except VLoRAError as error:
-            self.complain(clean(str(error)))
+            self.complain(clean(problem_words(error)))
             return
         self.session.output = recipe.output
         self.session.exports = recipe.exports

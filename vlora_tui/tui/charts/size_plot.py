@@ -36,6 +36,8 @@ LEAST, MOST = 1.0, 64.0  # codec ratios at the ends of the axis
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
 FLOORS = (1e-3, 1e-4, 1e-5)  # where the axis of errors may begin
 TICKS = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 3))
+DASHES = "╌="  # of the line of what is aimed at; the second where only ASCII is drawn
+NAMED = 36  # columns from which on the curves are named beside them, too
 MARK_OFFSET = 0.22  # marks of two methods stand so many octaves apart, and do not hide each other
 
 
@@ -77,7 +79,7 @@ class SizeMarks:
         ratio: Of the present choice; ``error`` its error. about: It is an estimate.
         name: What the present choice is called.
         goal_error: The error that is aimed at, ``goal_words`` what that is.
-        pins: Where the pinned choices lie.
+        pins: Where the pinned choices lie, and what each is called.
         note: What is said in the middle while there is nothing to draw.
     """
 
@@ -87,7 +89,7 @@ class SizeMarks:
     name: str = ""
     goal_error: float | None = None
     goal_words: str = ""
-    pins: tuple[tuple[float, float], ...] = ()
+    pins: tuple[tuple[float, float, str], ...] = ()
     note: str = ""
 
 
@@ -133,6 +135,8 @@ def _chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], look:
     if data is not None:
         _points(chart, frame, data)
     _choices(chart, frame, marks, look)
+    if data is not None and frame.width >= NAMED:
+        _name_lines(chart, frame, data, look)
     _ratio_axis(chart, frame, marks, look, data if with_bytes else None)
     note = marks.note or ("" if data is not None and data.lines else "not measured yet")
     if note:
@@ -216,7 +220,7 @@ def _is_third(tick: float) -> bool:
 def _goal(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
     """The error that is aimed at, across the chart."""
     y = frame.row(marks.goal_error or 0.0)
-    dash = "=" if look.ascii_only else "╌"
+    dash = DASHES[1] if look.ascii_only else DASHES[0]
     for x in range(frame.left, frame.left + frame.width):
         if chart.roles[y][x] in ("", "guide"):
             chart.put(x, y, dash, "mark")
@@ -229,25 +233,40 @@ def _points(chart: Canvas, frame: _Frame, data: SizeData) -> None:
     for name, ratio, error in data.points:
         x, y = frame.column(ratio), frame.row(error)
         chart.put(x, y, PLAIN_MARKS.get(name, "+"), "plain")
-        if set(chart.roles[y][x + 1 : x + 2 + len(name)]) <= {"", "guide"}:
-            chart.put(x + 2, y, name, "plain")
+        if frame.width >= NAMED:
+            _name(chart, frame, (x, y), name, "plain")
+
+
+def _name_lines(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
+    """The name of each method beside a mark of its curve: the first from the right with room."""
+    signs = ASCII_MARKS if look.ascii_only else MARKS
+    for line in data.lines:
+        marks = (
+            (x, y)
+            for x in range(frame.left + frame.width - 1, frame.left - 1, -1)
+            for y in range(frame.top, frame.bottom)
+            if chart.roles[y][x] == line.method and chart.chars[y][x] == signs[line.method]
+        )
+        any(_name(chart, frame, mark, line.method, line.method) for mark in marks)
 
 
 def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
     """The present choice with a rule at its size, and those that are pinned."""
     solid, dashed, diamond = ("|", ":", "@") if look.ascii_only else ("┃", "┊", "◆")
-    for number, (ratio, error) in enumerate(marks.pins, start=1):
-        _rule(chart, frame, frame.column(ratio), dashed, "ghost")
-        chart.put(frame.column(ratio), frame.row(error), str(number), "ghost")
+    for number, (ratio, error, name) in enumerate(marks.pins, start=1):
+        x, y = frame.column(ratio), frame.row(error)
+        _rule(chart, frame, x, dashed, "ghost")
+        chart.put(x, y, str(number), "ghost")
+        _name(chart, frame, (x, y), f"pin {number}: {name}", "ghost")
     if marks.ratio is not None:
         _rule(chart, frame, frame.column(marks.ratio), solid, "rule")
         x, y = frame.column(marks.ratio), frame.row(marks.error)
         chart.put(x, y, diamond, "rule-label")
-        _name(chart, frame, (x, y), marks.name)
+        _name(chart, frame, (x, y), marks.name, "rule")
 
 
-def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str) -> None:
-    """What a mark stands for, beside it where there is room."""
+def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str, role: str) -> bool:
+    """Write what a mark stands for beside it; whether there is room."""
     (x, y), text = at, f" {name} "
     end = frame.left + frame.width
     for row in (y, y - 1, y + 1):
@@ -256,9 +275,16 @@ def _name(chart: Canvas, frame: _Frame, at: tuple[int, int], name: str) -> None:
                 continue
             if not frame.top <= row < frame.bottom:
                 continue
-            if set(chart.roles[row][start : start + len(text)]) <= {"", "guide", "mark"}:
-                chart.put(start, row, text, "rule")
-                return
+            cells = range(start, start + len(text))
+            if all(_is_free(chart.roles[row][i], chart.chars[row][i]) for i in cells):
+                chart.put(start, row, text, role)
+                return True
+    return False
+
+
+def _is_free(role: str, char: str) -> bool:
+    """Whether a name may stand in a cell: on nothing, a guide, or the dashes of the target."""
+    return role in ("", "guide") or (role == "mark" and char in DASHES)
 
 
 def _rule(chart: Canvas, frame: _Frame, x: int, char: str, role: str) -> None:

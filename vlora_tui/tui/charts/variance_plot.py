@@ -30,6 +30,7 @@ ROLES = (
     *("axis", "guide", "edge", "median", "focus", "rule", "ghost", "mark", "dear", "note"),
     *("auto", "own", "delta", "columns", "flat", "plain"),
 )
+GUIDES = (0.9, 0.95, 0.99)  # lines across, where the marks of `levels` stand
 NINES = 4.0  # the top of the stretched axis: 99.99 %
 TICKS = (
     *((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95")),
@@ -38,6 +39,7 @@ TICKS = (
 EVEN_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (0.9, "90"), (1.0, "100"))
 LINEAR_K = 320  # up to here k is drawn evenly, above in its logarithm
 CURVES = ("edge", "edge", "median", "focus")  # drawn in this order, so that the focus is on top
+NAMED_EDGES = 8  # lines from which on the edges of the band are named
 LETTERS = "..=#"  # of the same, where only ASCII is drawn
 
 
@@ -337,7 +339,37 @@ def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
             if look.band is None and canvas.chars[y][x] == " ":
                 canvas.chars[y][x] = "." if look.ascii_only else "░"
                 canvas.roles[y][x] = "guide"
+    if data.expected > 1 and frame.height >= NAMED_EDGES:
+        _name_edges(canvas, {frame.row(share) - frame.top for share in GUIDES})
     return canvas
+
+
+def _name_edges(canvas: Canvas, guides: set[int]) -> None:
+    """What the edges of the band are, beside them where the canvas is free.
+
+    Args:
+        guides: Lines that are left free for others.
+    """
+    columns = range(len(canvas.chars[0]))
+    inside = [[y for y in range(len(canvas.band)) if canvas.band[y][x]] for x in columns]
+    if max(map(len, inside)) < 2:
+        return  # all layers are alike
+    for words, above in (("highest layer", True), ("lowest layer", False)):
+        places = []
+        for x in range(2, len(inside) - len(words) - 1):
+            rows = [y for column in inside[x - 1 : x + len(words) + 1] for y in column]
+            if not rows:
+                continue
+            y = min(rows) - 1 if above else max(rows) + 1
+            if y in guides or not 0 <= y < len(canvas.chars):
+                continue
+            if set(canvas.chars[y][x - 1 : x + len(words) + 1]) == {" "}:
+                near = inside[x + len(words) // 2]
+                edge = min(near, default=y) if above else max(near, default=y)
+                places.append((abs(edge - y), x, y))
+        if places:
+            _, x, y = min(places)
+            canvas.put(x, y, words, "edge")
 
 
 def rasterise(
@@ -448,9 +480,9 @@ def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     def rule(k: float, char: str, role: str) -> int:
         x = frame.column(k)
         for y in range(frame.top, frame.bottom):
-            if chart.roles[y][x] in ("", "guide") or (
-                role == "rule" and chart.roles[y][x] != "mark"
-            ):
+            there, named = chart.roles[y][x], chart.roles[y][x] == "edge"
+            named = named and (chart.chars[y][x].isalpha() or chart.chars[y][x] == " ")
+            if there in ("", "guide") or (role == "rule" and there != "mark" and not named):
                 chart.put(x, y, char, role)
         return x
 

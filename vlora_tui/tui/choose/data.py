@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.compression_target import CompressionTarget, LayerK, one_k, sides_of
 from vlora_engine.spectra.byte_curves import ByteCurves
 from vlora_engine.spectra.k_curves import (
     SIDES,
@@ -32,13 +31,16 @@ from vlora_tui.tui.choose.text import (
     difference,
     goal_words,
     is_rough,
+    k_words,
     percent,
     spread,
     summary,
     worst_layer,
 )
 from vlora_tui.tui.core.session import Figures, Session
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.widgets.cell_grid import Legend
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ T = TypeVar("T")
 Estimate = Callable[[CompressionTarget], Figures | None]
 
 CELLS = ("needs", "error", "now")
+STOPS = 4  # figures of the legend of the cells, but the first
+LEGENDS = {"needs": "k for {share}", "error": "error %", "now": "k"}
 PRESETS = (0.01, 0.05, 0.2)  # errors of the worst adapter, a key each
 LAST_ERROR = 0.007  # where curves against bytes end
 SIDE_NAMES = {"both": "", "a": " · side A alone", "b": " · side B alone"}
@@ -106,7 +110,12 @@ class LayerTables:
         self.version = version
         self.measured = [name for name in spectra.layer_names if name in spectra.layers]
         self._made: dict[tuple[Any, ...], Any] = {}
-        self._last_beside: tuple[tuple[Row, ...], Verdict] = (), Verdict()
+        self._beside_before: dict[str, Row] = {}  # other methods, as they were known last
+        self._verdict = Verdict()  # and what was said of them
+
+    def take_over(self, before: LayerTables) -> None:
+        """Show what was known of other methods from fewer layers until more is worked out."""
+        self._beside_before, self._verdict = before._beside_before, before._verdict
 
     @cached_property
     def short(self) -> dict[str, str]:
@@ -118,6 +127,12 @@ class LayerTables:
             for column, name in zip(grid.columns, names, strict=True)
             if name is not None
         }
+
+    @cached_property
+    def so_far(self) -> str:
+        """Of what figures are, while layers are missing; empty once all are there."""
+        total = len(self.spectra.layer_names)
+        return "" if len(self.measured) == total else f"from {len(self.measured)} of {total} layers"
 
     @cached_property
     def stored(self) -> int:
@@ -163,35 +178,52 @@ class LayerTables:
         """The largest k that any layer has."""
         method = self.basis(method)
         return self._once(
-            ("top", method), lambda: max(self._own_top(name, method) for name in self.measured)
+            ("top", method),
+            lambda: max(max(self._own_limits(name, method)) for name in self.measured),
         )
 
     def layer_top(self, layer: str, method: str) -> int:
         """The largest k of a layer; of all while it is not measured."""
+        return max(self.layer_limits(layer, method))
+
+    def layer_limits(self, layer: str, method: str) -> tuple[int, int]:
+        """The same of either side."""
         method = self.basis(method)
         if layer not in self.spectra.layers:
-            return self.top(method)
-        return self._own_top(layer, method)
+            return (self.top(method),) * 2
+        return self._own_limits(layer, method)
 
-    def _own_top(self, layer: str, method: str) -> int:
-        """The largest k of a measured layer in a method with k."""
+    def _own_limits(self, layer: str, method: str) -> tuple[int, int]:
+        """Of a measured layer in a method with k."""
         table = self.spectra.table(layer, method)
-        return max(1, table.max_a, table.max_b)
+        return max(1, table.max_a), max(1, table.max_b)
 
     def within(self, choosing: CompressionTarget) -> CompressionTarget:
         """``choosing`` with no k beyond what its method has."""
         if choosing.is_coded:
             return choosing
         top = self.top(choosing.method)
-        layers = {name: min(k, top) for name, k in choosing.layers.items()}
+        layers = {name: _clamped(k, (top, top)) for name, k in choosing.layers.items()}
+        if not has_sides(choosing.method):
+            layers = {name: max(sides_of(k)) for name, k in layers.items()}
         k = None if choosing.k is None else min(choosing.k, top)
         return replace(choosing, layers=layers, k=k)
 
+    def aimed(self, now: CompressionTarget, name: str, value: float) -> CompressionTarget:
+        """The same for another goal; where each layer had a k of its own, these are chosen anew."""
+        if now.goal[0] == "k" and now.layers.keys() >= set(self.measured):
+            now = replace(now, layers={})
+        return now.with_goal(name, value)
+
     def k_of(self, layer: str, figures: Figures | None) -> int:
-        """The k that a layer has in a choice."""
+        """The k that a layer has in a choice, of its larger side."""
+        return max(sides_of(self.layer_k(layer, figures)))
+
+    def layer_k(self, layer: str, figures: Figures | None) -> LayerK:
+        """The same of both sides."""
         if figures is None or figures.choice is None:
             return 1
-        return max(figures.choice.k.get(layer, (1, 1)))
+        return one_k(figures.choice.k.get(layer, (1, 1)))
 
     def middle(self, figures: Figures | None) -> int:
         """The k from which `[` and `]` go on: the median of a choice."""
@@ -312,8 +344,8 @@ class LayerTables:
         return self._once(key, lambda: band(self.spectra, layers, method, shown.side))
 
     def _uniform(self, choosing: CompressionTarget, dtype: str) -> Uniform:
-        key = ("uniform", choosing.method, dtype, choosing.quantize)
-        packed = named_quantization(choosing.quantize)
+        packed = choosing.quantization
+        key = ("uniform", choosing.method, dtype, packed)
         return self._once(key, lambda: uniform(self.spectra, choosing.method, dtype, packed))
 
     def _levels(
@@ -359,25 +391,37 @@ class LayerTables:
 
     def cells(
         self, shown: Shown, choosing: CompressionTarget, figures: Figures | None
-    ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
-        """The grid of layers, a cell for each that is measured, the focused one."""
+    ) -> tuple[LayerGrid, dict[str, Cell], str | None, Legend | None]:
+        """The grid of layers, a cell for each that is measured, the focused one, the legend."""
         names = self.selected(shown.pattern)
         what = self._cells_of(shown, choosing)
         values = self._values(shown, what, self.basis(choosing.method), names, figures)
         measured = [value for value in values.values() if value is not None]
         least, most = min(measured, default=0.0), max(measured, default=1.0)
         span = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
+
+        def words(value: float) -> str:
+            return _error_text(value) if what == "error" else f"{value:.0f}"
+
         with_own_k = set(choosing.layers)
+        if with_own_k >= values.keys():
+            with_own_k = set()  # a mark on every layer marks none
         cells = {}
         for name, value in values.items():
             if value is None:
                 cells[name] = Cell("-", None, name in with_own_k)
                 continue
-            text = _error_text(value) if what == "error" else f"{value:.0f}"
+            text = words(value)
             if what == "now" and figures is not None and figures.coded is not None:
                 text = "+".join(figures.coded.kinds[name]) or "alone"
             cells[name] = Cell(text, (value - least) / span, name in with_own_k)
-        return self._grid(shown.pattern), cells, shown.layer
+        legend = None
+        if measured and not (choosing.is_coded and what == "now"):
+            stops = {words(least + (most - least) * i / STOPS): i / STOPS for i in range(STOPS + 1)}
+            scale = (most - least) / span
+            named = LEGENDS[what].format(share=f"{100 * shown.share:g} %")
+            legend = Legend(named, tuple((text, scale * at) for text, at in stops.items()))
+        return self._grid(shown.pattern), cells, shown.layer, legend
 
     def _grid(self, pattern: str) -> LayerGrid:
         return self._once(("grid", pattern), lambda: arrange(self.selected(pattern)))
@@ -399,13 +443,6 @@ class LayerTables:
             return shown.cells_of(choosing)
         return shown.cells
 
-    def cells_range(self, shown: Shown, choosing: CompressionTarget, cells: Any) -> tuple[str, str]:
-        """The least and the largest that the colours stand for."""
-        known = {cell.heat: cell.text for cell in cells.values() if cell.heat is not None}
-        if not known or (choosing.is_coded and self._cells_of(shown, choosing) == "now"):
-            return "", ""
-        return known[min(known)], known[max(known)]
-
     def layer_words(self, shown: Shown, figures: Figures | None) -> str:
         """The focused layer in a line."""
         layer = shown.layer
@@ -422,8 +459,7 @@ class LayerTables:
             return f"{name}{kind}" + ("" if loss is None else f"  error ~{percent(loss)}")
         if figures is None or figures.choice is None or layer not in figures.choice.k:
             return name
-        k_a, k_b = figures.choice.k[layer]
-        k = f"k {k_a}" if k_a == k_b else f"k {k_a} A, {k_b} B"
+        k = k_words(figures.choice.k[layer])
         error = figures.choice.prediction.layer_errors.get(layer)
         return f"{name}  {k}" + ("" if error is None else f"  error {percent(error)}")
 
@@ -446,7 +482,7 @@ class LayerTables:
                 nbytes = float(np.interp(-error, -known.mean, known.nbytes))
                 at.append(f"{percent(float(known.at(nbytes, column)))} at {percent(error)}")
             words.append(f"error ~{', ~'.join(at)} of all")
-        return ", ".join(words) + " (esc closes)"
+        return ", ".join(words) + keyed(" (<choose.done> closes)")
 
     def _values(
         self, shown: Shown, what: str, method: str, names: list[str], figures: Figures | None
@@ -500,10 +536,10 @@ class LayerTables:
                 differs = difference(figures, pinned, self.short)
             rows.append(Row(f"pin {number}", pin, pinned, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
-        verdict = Verdict()
-        if not missing:
-            rivals, verdict = self._beside(session, figures, estimate)
-            rows += rivals
+        rivals, verdict = self._beside(session, figures, estimate)
+        rows += rivals
+        if missing:
+            verdict = Verdict()  # that is said of all layers only
         now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
         coded = session.choosing.is_coded
@@ -515,34 +551,36 @@ class LayerTables:
             verdict="" if problem else verdict.words,
             bad=verdict.bad and not problem,
             brief=verdict.brief,
-            missing=missing,
+            so_far=self.so_far,
             mode=self._mode(shown, session, known),
         )
 
     def _beside(
         self, session: Session, figures: Figures | None, estimate: Estimate
-    ) -> tuple[tuple[Row, ...], Verdict]:
-        """The other methods at the same error, and what that says; as before until all is known."""
-        rivals = [] if figures is None else session.rivals(figures)
-        under_way = session.is_coding_under_way
-        known = [
-            estimate(rival) if rival.is_coded and under_way else session.cached_figures(rival)
-            for rival in rivals
+    ) -> tuple[list[Row], Verdict]:
+        """The other methods at the same error, and what that says; each as before until it is
+        known anew.
+        """
+        under_way, before = session.is_coding_under_way, self._beside_before
+        known: list[Figures | None] = []
+        if figures is not None and (figures.estimate is None or figures.so_far):
+            for rival in session.rivals(figures):
+                is_rough = rival.is_coded and under_way
+                found = estimate(rival) if is_rough else session.cached_figures(rival)
+                known.append(found)
+                if found is not None:
+                    row = Row("", rival, found, self._note(found), rival=True)
+                    before = {**before, rival.method: row}
+            self._beside_before = before
+            self._verdict = summary(figures, known, factor_bytes_16(self.spectra))
+        rows = [
+            before[method]
+            for method in session.methods
+            if method != session.choosing.method and method in before
         ]
-        verdict = summary(figures, known, factor_bytes_16(self.spectra))
-        if figures is None or (figures.estimate is not None and not figures.so_far):
-            return self._last_beside
-        if any(rival is None for rival in known):
-            before, _ = self._last_beside
-            method = session.choosing.method
-            return tuple(row for row in before if row.choosing.method != method), verdict
-        rows = tuple(
-            Row("" if i else "same error", rival, of_rival, self._note(of_rival), rival=True)
-            for i, (rival, of_rival) in enumerate(zip(rivals, known, strict=True))
-            if of_rival is not None and of_rival.prediction is not None
-        )
-        self._last_beside = rows, verdict
-        return self._last_beside
+        shown = [row for row in rows if row.figures is not None and row.figures.prediction]
+        rows = [replace(row, label="" if i else "same error") for i, row in enumerate(shown)]
+        return rows, self._verdict
 
     def advice(self, session: Session, figures: Figures | None, estimate: Estimate) -> Advice:
         """What stands above the plot: the present choice, and presets with their bytes.
@@ -550,15 +588,12 @@ class LayerTables:
         Args:
             estimate: Tells about what a choice comes to, where that is known at once.
         """
-        missing = len(self.spectra.layer_names) - len(self.measured)
-        so_far = ""
-        if missing:
-            so_far = f"from {len(self.measured)} of {len(self.spectra.layer_names)} layers"
-        elif session.choosing.is_coded and session.is_coding_under_way:
+        so_far = self.so_far
+        if not so_far and session.choosing.is_coded and session.is_coding_under_way:
             so_far = "sharing not measured yet"
         presets = []
         for error in PRESETS:
-            choosing = session.choosing.with_goal("max_error", error)
+            choosing = self.aimed(session.choosing, "max_error", error)
             known = session.cached_figures(choosing) or estimate(choosing)
             prediction = None if known is None else known.prediction
             presets.append(
@@ -571,7 +606,7 @@ class LayerTables:
             )
         prediction = None if figures is None else figures.prediction
         return Advice(
-            words=goal_words(session.choosing),
+            words=goal_words(session.choosing, len(self.spectra.layer_names)),
             nbytes=None if prediction is None else prediction.nbytes,
             ratio=0.0 if prediction is None else prediction.ratio,
             error=None
@@ -593,11 +628,18 @@ class LayerTables:
             return self.layer_figures(shown, known)
         if not shown.editing or shown.layer is None:
             return ""
-        k = session.choosing.layers.get(shown.layer)
-        return (
-            f"k {k} for {self.short.get(shown.layer, shown.layer)} alone: [ ] {{ }} = change it, "
-            "esc ends, backspace clears it"
+        own = session.choosing.layers.get(shown.layer)
+        return keyed(
+            f"{k_words(own or 1)} for {self.short.get(shown.layer, shown.layer)} alone: "
+            "<choose.k_down> <choose.k_up> <choose.k_down_8> <choose.k_up_8> <choose.k> change it, "
+            "<choose.done> ends, <choose.clear_own> clears it"
         )
+
+
+def _clamped(k: LayerK, limits: tuple[int, int]) -> LayerK:
+    """The k of a layer from 1 to what it has on either side."""
+    k_a, k_b = (min(max(1, one), limit) for one, limit in zip(sides_of(k), limits, strict=True))
+    return max(k_a, k_b) if isinstance(k, int) else one_k((k_a, k_b))
 
 
 def _error_text(error: float) -> str:

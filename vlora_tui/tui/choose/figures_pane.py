@@ -18,10 +18,10 @@ from textual.widget import Widget
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
-from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, spread
+from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import clean, cut, plural
+from vlora_tui.tui.key_names import keyed
+from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.utils.formatting import size
 
@@ -53,7 +53,7 @@ class Sheet:
         levels: Shares of variance, and the least k of all layers that reaches each.
         dear: From this k on the result is larger than the originals.
         verdict: What the figures say about the choice; ``bad`` if that is a warning, ``brief`` it.
-        missing: Layers that are not measured yet.
+        so_far: Of which layers it is, while some are not measured.
         mode: A line about what the keys do now, where they do something else than usual.
     """
 
@@ -63,7 +63,7 @@ class Sheet:
     verdict: str = ""
     bad: bool = False
     brief: str = ""
-    missing: int = 0
+    so_far: str = ""
     mode: str = ""
 
 
@@ -270,12 +270,13 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
     known = row.figures is not None and row.figures.prediction is not None
     second = [cells["on disk"], f"{cells['ratio']} smaller" if known else "", cells["dtype"]]
     second += [f"{100 * share:g} % k {k}" for share, k in sheet.levels if k is not None]
-    if sheet.missing:
-        second.insert(0, f"{plural(sheet.missing, 'layer')} still to measure")
+    if sheet.so_far:
+        second.insert(0, sheet.so_far)
     if sheet.brief:
         second.insert(2, sheet.brief)
     if sheet.mode:
-        return [f"{sheet.mode.partition(':')[0]}  (esc ends)"[:width], _joined(first, width)]
+        mode = keyed(f"{sheet.mode.partition(':')[0]}  (<choose.done> ends)")
+        return [mode[:width], _joined(first, width)]
     return [_joined(first, width), _joined(second, width)]
 
 
@@ -293,12 +294,13 @@ _FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
     dash = "-" if ascii_only else "–"
     cells = dict.fromkeys(_WIDTHS, "")
-    words = goal_words(row.choosing) if not row.rival else row.choosing.method
-    cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
     figures = row.figures
+    layers = len(figures.choice.k) if figures is not None and figures.choice is not None else 0
+    words = goal_words(row.choosing, layers or 1) if not row.rival else row.choosing.method
+    cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
     if figures is None:
         return cells
-    prediction, packed = figures.prediction, row.choosing.quantize
+    prediction, packed = figures.prediction, row.choosing.quantization
     if prediction is None:
         return cells | {"worst task": "not possible"}
     about = "" if figures.is_exact else "~"  # what coding and packing cost is an estimate
@@ -310,7 +312,7 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
             "k": str(low) if low == high else f"{low}{dash}{high}",
-            "dtype": dtype if packed == NOT_PACKED else packed,
+            "dtype": dtype if packed is None else short_packing(packed),
             "on disk": bytes_about + size(prediction.nbytes),
         }
     return cells | {
@@ -360,8 +362,8 @@ def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
         marks[0] = marks[0].replace(" at", " of variance at")
     if sheet.dear is not None:
         marks.append(f"from k {sheet.dear} on larger than the originals")
-    if sheet.missing:
-        marks.append(f"{plural(sheet.missing, 'layer')} still to measure")
+    if sheet.so_far:
+        marks.insert(0, f"figures with a ~ are {sheet.so_far}")
     return dot.join(marks)
 
 

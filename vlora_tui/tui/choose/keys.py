@@ -12,24 +12,31 @@ HELP = (
     "the cursor, against bytes for auto and own, against k (directions kept) for a basis. Its "
     "left axis gives every further nine the same room; the right axis is the relative error. The "
     "rule is the present choice, diamonds are where 90, 95 and 99 % are kept over all layers.\n"
-    "w builds the present choice; it stands above the plot. f, n and r take a preset: fine (1 %), "
-    "normal (5 %), rough (20 %), the error that no adapter exceeds.\n"
-    "[ ] move k by one in every layer, or the target by one step; { } go further. = types k; on "
-    "auto and own it goes to the k of delta that reaches the same error.\n"
-    "e sets the largest error of any adapter, E the mean error, v the least variance, b the bytes "
-    "on disk: k, or bits, are then chosen for each layer.\n"
-    "m changes the method: auto and own give every number the bits it needs, own each adapter "
-    "alone, auto with what related adapters share. delta, columns and flat share a basis of k "
-    "directions. d changes the dtype, c shows int8, int4 and nf4 with their bytes and errors. "
-    "Figures with a ~ are estimates. u undoes the last change.\n"
-    "In the layers: arrows move, Enter sets a k for that layer alone (auto and own: shows its "
-    "figures), Esc ends, backspace clears it. t changes what the cells show, T the share that "
-    "they are about, s looks at side A or B alone.\n"
-    "S shows size against error in place of the layers: a curve for every method, plain int8 and "
-    "nf4 of A and B. Its arrows move the target, t takes the worst adapter instead of the mean.\n"
-    "Tab goes through the panes; below are the figures with the other methods at the same error, "
-    "who shares what, and what each adapter loses. Enter takes a row. p pins a choice for "
-    "comparison, x switches between linear and nines scale, / filters layers."
+    "<choose.build> builds the present choice; it stands above the plot. <choose.fine>, "
+    "<choose.normal> and <choose.rough> take a preset: fine (1 %), normal (5 %), rough (20 %), the "
+    "error that no adapter exceeds.\n"
+    "<choose.k_down> <choose.k_up> move k by one in every layer, or the target by one step; "
+    "<choose.k_down_8> <choose.k_up_8> go further. <choose.k> types k; on auto and own it goes to "
+    "the k of delta, layer by layer, that reaches the same error in the fewest bytes.\n"
+    "<choose.error> sets the largest error of any adapter, <choose.mean_error> the mean error, "
+    "<choose.variance> the least variance, <choose.budget> the bytes on disk: k, or bits, are then "
+    "chosen for each layer.\n"
+    "<choose.method> changes the method: auto and own give every number the bits it needs, own "
+    "each adapter alone, auto with what related adapters share. delta, columns and flat share a "
+    "basis of k directions. <choose.dtype> changes the dtype, <choose.packing> shows int8, int4 "
+    "and nf4 with their bytes and errors, for every block size. Figures with a ~ are estimates. "
+    "<choose.undo> undoes the last change.\n"
+    "In the layers: arrows move, <choose.open> sets a k for that layer alone (auto and own: shows "
+    "its figures), <choose.done> ends, <choose.clear_own> clears it. <choose.cells> changes what "
+    "the cells show, <choose.share> the share that they are about, <choose.side> looks at side A "
+    "or B alone.\n"
+    "<choose.sizes> shows size against error in place of the layers: a curve for every method, "
+    "plain int8 and nf4 of A and B. Its arrows move the target, <choose.cells> takes the worst "
+    "adapter instead of the mean.\n"
+    "<choose.next_pane> goes through the panes; below are the figures with the other methods at "
+    "the same error, who shares what, and what each adapter loses. <figures.take> takes a row. "
+    "<choose.pin> pins a choice for comparison, <choose.axes> switches between linear and nines "
+    "scale, <app.filter> filters layers."
 )
 
 KEYS: list[BindingType] = [
@@ -39,7 +46,8 @@ KEYS: list[BindingType] = [
     hidden("right_square_bracket", "k(1)", "choose.k_up", "Increase k by one"),
     hidden("left_curly_bracket", "k(-8)", "choose.k_down_8", "Decrease k by eight"),
     hidden("right_curly_bracket", "k(8)", "choose.k_up_8", "Increase k by eight"),
-    hidden("equals_sign", "ask('k')", "choose.k", "Type k; on auto: the k of delta at this error"),
+    hidden("equals_sign", "ask('k')", "choose.k",
+           "Type k; on auto: the k of delta, by layer, at this error"),
     shown("e", "ask('max_error')", "Error", "choose.error", "Set the largest error of any adapter"),
     hidden("E", "ask('mean_error')", "choose.mean_error", "Set the mean error of the adapters"),
     hidden("v", "ask('variance')", "choose.variance", "Set the least share of variance to keep"),

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vlora_engine.compression_target import sides_of
 from vlora_engine.errors import ParameterError
 from vlora_tui.recipe.table import parse_bytes
+from vlora_tui.tui.choose.text import spread
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.ask import Question
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
+    from vlora_engine.compression_target import CompressionTarget
     from vlora_tui.tui.choose.data import LayerTables, Shown
     from vlora_tui.tui.core.session import Figures, Session
+
+
+BY_LAYER = 0  # as an answer: the k that each layer has by now
 
 
 def question(
@@ -28,8 +34,12 @@ def question(
         if shown.editing and shown.layer is not None:
             top = tables.layer_top(shown.layer, now.method)
             label = f"k of {clean(tables.short.get(shown.layer, ''))}"
-        present = tables.middle(figures) if current is None else current
-        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(present))
+        if shown.editing and shown.layer is not None:
+            own = sides_of(now.layers.get(shown.layer, tables.layer_k(shown.layer, figures)))
+            return Question(what, label, f"1 to {top}", lambda text: _k(text, top), str(max(own)))
+        present = _range(tables, now, figures)
+        hint = f"1 to {top} in every layer" + (f"; {present} keeps each" if "-" in present else "")
+        return Question(what, label, hint, lambda text: _k(text, top, present), present)
     if what == "variance":
         value = "" if current is None else f"{100 * current:g}"
         return Question(what, "variance", "% to keep, for example 95 or 99.5", _share, value)
@@ -45,11 +55,20 @@ def question(
     return Question("filter", "filter", hint, str, shown.pattern)
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def _range(tables: LayerTables, now: CompressionTarget, figures: Figures | None) -> str:
+    """The k of the layers now: one, or the least and the largest of several."""
+    if now.goal[0] == "k":
+        least, most = now.k_range or (int(now.goal[1]),) * 2
+    elif figures is None or figures.choice is None:
+        least = most = tables.middle(figures)
+    else:
+        _, least, most = spread(figures)
+    return str(least) if least == most else f"{least}-{most}"
 
 
-def _k(text: str, top: int) -> int:
+def _k(text: str, top: int, present: str = "") -> int:
+    if text == present and "-" in text:
+        return BY_LAYER
     try:
         k = int(text)
     except ValueError:

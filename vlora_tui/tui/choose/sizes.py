@@ -26,7 +26,8 @@ from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choose.text import bar, percent, target_words
 from vlora_tui.tui.core.session import Figures, Session
-from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.key_names import key, keyed
+from vlora_tui.tui.text import clean, plural, problem_words
 from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Sizes:
                 if whole:
                     self._curves["own"] = self._so_far
         except VLoRAError as error:
-            self.problem = str(error)
+            self.problem = problem_words(error)
         self._was_read = True
 
     def work(self, stop: Callable[[], bool], first: str = "") -> bool:
@@ -206,7 +207,11 @@ class Sizes:
         name, value = session.choosing.goal
         goal = {"max_error": value, "mean_error": value, "variance": max(0.0, 1 - value) ** 0.5}
         pins = [session.cached_figures(pin) for pin in session.pins]
-        placed = [p.prediction for p in pins if p is not None and p.prediction is not None]
+        placed = [
+            (pin.choosing.method, pin.prediction)
+            for pin in pins
+            if pin is not None and pin.prediction is not None
+        ]
         prediction = figures.prediction if figures is not None else None
         return SizeMarks(
             ratio=None if prediction is None else prediction.codec_ratio,
@@ -215,7 +220,7 @@ class Sizes:
             goal_error=goal.get(name),
             goal_words=target_words(session.choosing),
             name=session.choosing.method,
-            pins=tuple((p.codec_ratio, _error(p, worst)) for p in placed),
+            pins=tuple((p.codec_ratio, _error(p, worst), method) for method, p in placed),
         )
 
     def note(self) -> str:
@@ -224,12 +229,12 @@ class Sizes:
         if missing:
             return f"{plural(missing, 'layer')} still to measure"
         if self.problem:
-            return "cannot be read: R measures again"
+            return keyed("cannot be read: <choose.again> measures again")
         if not self._was_read:
             return "Loading…"
         if self.is_measured_now:
             return "Measuring…"
-        return "not measured: R measures"
+        return keyed("not measured: <choose.again> measures")
 
     def title(self, *, worst: bool) -> str:
         """What the chart is about."""
@@ -309,12 +314,12 @@ class Sizes:
         if not self.spectra.complete:
             return "Sharing is measured after the last layer."
         if self.problem:
-            return f"{clean(self.problem)} (R measures again)"
+            return f"{clean(self.problem)} ({key('choose.again')} measures again)"
         if not self._was_read:
             return "Loading…"
         if self.is_measured_now:
-            return "Measuring what sharing saves… (3 shows the job)"
-        return "Sharing is not measured. Press R to measure the adapters again."
+            return keyed("Measuring what sharing saves… (<step.run> shows the job)")
+        return keyed("Sharing is not measured. Press <choose.again> to measure the adapters again.")
 
 
 def sharing_text(coded: Coded, short: dict[str, str]) -> Text:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_engine.compression_target import CompressionTarget, LayerK, one_k
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
+from vlora_tui.tui.key_names import key
 from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
+    from vlora_engine.quantization.packing import Quantization
     from vlora_engine.spectra.choose import Choice, Prediction
 
 CLEARLY = 0.95  # bytes under this share of another's are worth a word
@@ -45,7 +46,7 @@ def summary(figures: Figures | None, rivals: Sequence[Figures | None], factors: 
     if prediction.max_error >= LITTLE_LEFT:
         words = (
             f"At an error of {percent(prediction.max_error)} little is left of an adapter. "
-            "Allow less (e): 5 % is usual."
+            f"Allow less ({key('choose.error')}): 5 % is usual."
         )
         return Verdict(words, True, "little is left")
     smaller = _smaller(figures, rivals)
@@ -64,8 +65,8 @@ def summary(figures: Figures | None, rivals: Sequence[Figures | None], factors: 
     larger = prediction.codec_ratio < 1
     words = (
         f"Compressing {'does not pay' if larger else 'hardly pays'} at this error: storing each "
-        f"adapter in fp16 takes {size(factors)} with practically no loss. Allow more error (e), "
-        "or keep the adapters as they are."
+        f"adapter in fp16 takes {size(factors)} with practically no loss. Allow more error "
+        f"({key('choose.error')}), or keep the adapters as they are."
     )
     brief = "does not pay" if larger else "hardly pays"
     return Verdict(" ".join([smaller, words]).strip(), True, brief)
@@ -91,7 +92,7 @@ def _smaller(figures: Figures, rivals: Sequence[Figures | None]) -> str:
     alone = best.coded is not None and (best.choosing.method == "own" or not _sharing(best))
     return (
         f"{best.choosing.method} reaches {percent(error)} in {size(its.nbytes)} "
-        f"instead of {size(prediction.nbytes)} (m)."
+        f"instead of {size(prediction.nbytes)} ({key('choose.method')})."
         + (" Sharing saves nothing on this collection." if alone else "")
     )
 
@@ -114,7 +115,7 @@ def _coded_summary(figures: Figures) -> str:
         return f"{words} Sharing saves nothing at this error: each adapter is coded alone."
     return (
         f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} layers saves ~{size(saved)} "
-        "(tab: who shares what)."
+        f"({key('choose.next_pane')}: who shares what)."
     )
 
 
@@ -126,8 +127,8 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     """
     name, value = figures.choosing.goal
     if name == "k":
-        ks = [int(value), *figures.choosing.layers.values()]
-        return int(value), min(ks), max(ks)
+        least, most = figures.choosing.k_range or (int(value),) * 2
+        return int(value), least, most
     choice = figures.choice
     ks = [k for pair in choice.k.values() for k in pair] if choice is not None else [1]
     return round(statistics.median(ks)), min(ks), max(ks)
@@ -181,11 +182,30 @@ def target_words(choosing: CompressionTarget) -> str:
     }[name]
 
 
-def goal_words(choosing: CompressionTarget) -> str:
-    """The method and what was asked for, with the layers that have a k of their own."""
-    own_k = f" +{len(choosing.layers)} set" if choosing.layers else ""
-    packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
-    return f"{choosing.method}, {target_words(choosing)}{own_k}{packed}"
+def goal_words(choosing: CompressionTarget, layers: int) -> str:
+    """The method and what was asked for, with the layers that have a k of their own.
+
+    Args:
+        layers: How many there are; where all have their own k, it is one "by layer".
+    """
+    words, packed = target_words(choosing), choosing.quantization
+    if choosing.layers and choosing.k_range is not None:
+        least, most = choosing.k_range
+        by_layer = len(choosing.layers) >= layers and choosing.goal[0] == "k"
+        words = f"k {least}-{most} by layer" if by_layer else f"{words} +{len(choosing.layers)} set"
+    return f"{choosing.method}, {words}" + (f", as {short_packing(packed)}" if packed else "")
+
+
+def short_packing(packed: Quantization) -> str:
+    """A packing in a word, with its size of blocks where that is not the usual: ``int4/128``."""
+    block = packed.basis.block_size
+    return packed.name if block == CompressionTarget.block_size else f"{packed.name}/{block}"
+
+
+def k_words(k: LayerK) -> str:
+    """The k of a layer: one, or that of either side."""
+    k = one_k(k)
+    return f"k {k}" if isinstance(k, int) else f"k {k[0]} A, {k[1]} B"
 
 
 def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:

@@ -25,16 +25,17 @@ from vlora_tui.tui.choose.data import LayerTables
 from vlora_tui.tui.choose.editor import ChoiceEditor
 from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
 from vlora_tui.tui.choose.keys import HELP, KEYS
-from vlora_tui.tui.choose.packings import ask_packing, packings
+from vlora_tui.tui.choose.packings import AskPacking
 from vlora_tui.tui.choose.sizes import BAR, loss_cells
 from vlora_tui.tui.choose.worker import BackgroundFigures, FiguresComputed
 from vlora_tui.tui.core.messages import JobsChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.core.view import View
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.folding import Hanging
-from vlora_tui.tui.widgets.heatmap import Heatmap, few_colours, heat_style
+from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 from vlora_tui.utils.formatting import how_much
@@ -48,7 +49,6 @@ PANE_NAMES = {
 }
 CONTROLS = ("choose.build", "choose.fine", "choose.normal", "choose.rough")
 OF_A_CHOICE = ("build", "k", "ask", "method", "sizes")  # keys that need something measured
-LEGEND = 6  # colours of the legend of the layers
 LOSSES = (
     Column("task", "adapter", least=10, keep=5, lost="start"),
     Column("error", "error", right=True, keep=4),
@@ -75,7 +75,7 @@ class ChooseView(View):
         self._front = "curve"
         self._lower = "figures"
         self._sharing = Text()
-        self._titles = "", ""  # of the layers, as they were written last
+        self._title = ""  # of the layers, as it was written last
         self._doing = ""
         self._most = 0.0, 0  # the largest error and the most bytes of any adapter
 
@@ -130,25 +130,28 @@ class ChooseView(View):
         if spectra is not None and spectra.layers:
             return None
         if spectra is None and not self.session.chosen:
-            return (
-                "No adapters are marked.\n\n"
-                "Press 1 and mark the adapters to compress together\n"
-                "(space marks one, * the whole group), then press 2."
+            return "No adapters are marked.\n\n" + keyed(
+                "Press <step.adapters> and mark the adapters to compress together\n"
+                "(<adapters.mark> marks one, <adapters.group> the whole group), "
+                "then press <step.choose>."
             )
         view = self.host.jobs.view(self.host.jobs.spectra_job or "")
         count = plural(len(self.session.chosen), "adapter")
         problem = self.host.jobs.spectra_problem
         if problem is not None:
-            return f"{count} could not be measured.\n\n{problem}\n\nPress 1, then 2 to try again."
+            again = keyed("Press <step.adapters>, then <step.choose> to try again.")
+            return f"{count} could not be measured.\n\n{problem}\n\n{again}"
         doing = f"Measuring {count}: no layer is done yet."
         if view is not None and view.state.is_over:
-            return f"Measuring {count}: the job is {view.state}. Press 3 to see why."
+            why = keyed("Press <step.run> to see why.")
+            return f"Measuring {count}: the job is {view.state}. {why}"
         if view is not None and view.progress is not None:
             at = view.progress
             far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
-        return f"{doing}\n\nThe curve fills layer by layer. 3 shows the job and its log."
+        more = keyed("The curve fills layer by layer. <step.run> shows the job and its log.")
+        return f"{doing}\n\n{more}"
 
     def is_of_use(self, action: str) -> bool:
         return self.not_ready() is None or action not in OF_A_CHOICE
@@ -199,13 +202,13 @@ class ChooseView(View):
         """Show what each way of packing costs, and take one."""
         if self.editor.ready() is None:
             return
-        now = self.session.choosing
+        form = AskPacking(self.session, self.session.choosing)
 
-        def work() -> None:
-            found = packings(self.session, now)
-            self.app.call_from_thread(ask_packing, self.app, now, found, self.editor.choose)
+        def taken(_: str | None) -> None:
+            if form.taken is not None:
+                self.editor.choose(form.taken)
 
-        self.run_worker(work, thread=True, group="packings", exclusive=True)
+        self.app.push_screen(form, taken)
 
     def action_preset(self, number: int) -> None:
         """Aim at the error of a preset."""
@@ -274,7 +277,7 @@ class ChooseView(View):
         if spectra is not None and spectra.complete and (spectra.codec or spectra.is_coded):
             self._say("Everything is measured.")
         elif self.host.jobs.is_measuring:
-            self._say("Measuring: 3 shows the job.")
+            self._say(keyed("Measuring: <step.run> shows the job."))
         else:
             self.host.jobs.forget_spectra()
             self.host.jobs.want_spectra()
@@ -454,32 +457,12 @@ class ChooseView(View):
         return brief_lines(sheet, width, ascii_only=self.host.ascii_only)
 
     def _draw_layers(self, tables: LayerTables, figures: Figures | None) -> None:
-        """The heat map, with what its colours stand for below it."""
+        """The heat map, with what its colours stand for in its last line."""
         layers, shown, choosing = self.query_one(Heatmap), self.editor.shown, self.session.choosing
-        grid, cells, focus = tables.cells(shown, choosing, figures)
-        layers.show(grid, cells, focus)
-        least, most = tables.cells_range(shown, choosing, cells)
-        legend = self._legend(least, most) if least else ""
-        titles = self._words(tables.cells_title(shown, choosing)), legend
-        if titles != self._titles:  # setting them paints all of the pane
-            self._titles = layers.border_title, layers.border_subtitle = titles
-
-    def _legend(self, least: str, most: str) -> str:
-        """Colours from the least to the largest, as markup."""
-        if least == most:
-            return escape(least)
-        dark, ansi = self.app.current_theme.dark, few_colours(self.app)
-        blocks = ""
-        for i in range(LEGEND):
-            style = heat_style(i / (LEGEND - 1), dark=dark, ansi=ansi)
-            colour = style.bgcolor
-            if colour is None:
-                blocks += "  "
-            else:
-                blocks += f"[on {'ansi_' if ansi else ''}{colour.name}]  [/]"
-        if self.app.no_color or self.host.ascii_only:
-            blocks = "to"
-        return f"{escape(least)} {blocks} {escape(most)}"
+        layers.show(*tables.cells(shown, choosing, figures))
+        title = self._words(tables.cells_title(shown, choosing))
+        if title != self._title:  # setting it paints all of the pane
+            self._title = layers.border_title = title
 
     def _draw_sizes(self, figures: Figures | None) -> None:
         """Error against size of every method."""
@@ -492,7 +475,7 @@ class ChooseView(View):
         if self.host.ascii_only:
             marks = replace(marks, note=marks.note.replace("…", "..."))
         chart.show(sizes.data(worst=shown.worst), marks)
-        chart.entitle(self._words(sizes.title(worst=shown.worst)), "S: layers")
+        chart.entitle(self._words(sizes.title(worst=shown.worst)), keyed("<choose.sizes>: layers"))
 
     def _draw_sharing(self, tables: LayerTables, figures: Figures | None) -> None:
         """Who shares what, and what each adapter loses."""

@@ -104,7 +104,9 @@ class BackgroundFigures:
         """Have tables of these spectra as they are by now."""
         version = self._session.version
         if self.tables is None or self.tables.version != version:
-            self.tables = LayerTables(spectra, version)
+            tables, self.tables = self.tables, LayerTables(spectra, version)
+            if tables is not None and tables.version[0] == version[0]:
+                self.tables.take_over(tables)
         if self._rates[0] is not spectra:
             self._rates = spectra, OwnRates()
         version = version[0], spectra.coding_arrived
@@ -136,26 +138,51 @@ class BackgroundFigures:
         if self._is_under_way:
             if self.sizes is not None and self.sizes.is_unread:
                 self._compute()
+            elif self._lacks_beside():
+                self._rest()
         elif self._session.cached_figures() is None:
             about = self.sizes is not None and self.sizes.estimate(self._session.choosing)
             if about is None:
                 self._compute()
             else:
                 self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
-        elif self._is_arriving:
-            return
-        elif self._lacks_curves():
+        elif not self._is_arriving and self._lacks_curves():
             self._quiet = self._view.set_timer(QUIET_SECONDS, partial(self._compute, curves=True))
         elif self._lacks_beside():
-            self._quiet = self._view.set_timer(
-                RESTED * QUIET_SECONDS, partial(self._compute, curves=True, beside=True)
-            )
+            self._rest()
+
+    def _rest(self) -> None:
+        """Once keys rest, have what stands beside the choice worked out."""
+        more = partial(self._compute, curves=not self._is_arriving, beside=True)
+        self._quiet = self._view.set_timer(RESTED * QUIET_SECONDS, more)
+
+    def when_known(self, choosing: CompressionTarget, then: Callable[[Figures], None]) -> None:
+        """Hand on the figures of a choice: at once where they are known, else from a thread."""
+        known = self._session.cached_figures(choosing)
+        if known is not None:
+            then(known)
+            return
+
+        def work() -> None:
+            figures = self._session.figures(choosing)
+            self._view.app.call_from_thread(then, figures)
+
+        self._view.run_worker(work, thread=True, group="known", exclusive=True)
 
     def beside(self) -> list[CompressionTarget]:
-        """What stands beside the present choice: pins, other methods at its error, presets."""
+        """What stands beside the present choice: pins, other methods at its error, presets.
+
+        While layers arrive it is the other methods alone, as far as they are not told at once.
+        """
         figures, choosing = self._known(), self._session.choosing
+        if figures is None and self._is_under_way and self.sizes is not None:
+            figures = self.sizes.estimate(choosing)
         rivals = self._session.rivals(figures) if figures is not None else []
-        presets = [choosing.with_goal("max_error", error) for error in PRESETS]
+        if self._is_arriving:
+            return [rival for rival in rivals if not rival.is_coded]
+        presets = []
+        if self.tables is not None:
+            presets = [self.tables.aimed(choosing, "max_error", error) for error in PRESETS]
         wanted = [*self._session.pins, *rivals, *presets]
         if self._session.is_coding_under_way:
             wanted = [choice for choice in wanted if not choice.is_coded]
@@ -224,8 +251,7 @@ class BackgroundFigures:
 
     def computed(self, event: FiguresComputed) -> None:
         """A worker has figures: draw them."""
-        # What stands beside the choice is old with the next layer: it is drawn once all are there.
-        if self._view.is_in_view and not (event.done and self._is_arriving):
+        if self._view.is_in_view:
             self._redraw()
 
     # layers that arrive

@@ -20,6 +20,7 @@ from vlora_tui.tui.core.messages import (
     MeasuringFailed,
     SpectraChanged,
 )
+from vlora_tui.tui.text import problem_words
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -209,7 +210,7 @@ class JobClient:
             try:
                 work()
             except VLoRAError as error:
-                self._app.call_from_thread(self._not_measured, chosen, str(error))
+                self._app.call_from_thread(self._not_measured, chosen, problem_words(error))
 
         self._later(measured, "measuring the adapters")
 
@@ -265,7 +266,7 @@ class JobClient:
             changed = self._watcher.poll()
             views = list(reversed(self._watcher.views.values()))
         except VLoRAError as error:
-            self.problem = str(error)
+            self.problem = problem_words(error)
             return
         self.problem = None
         self._read_spectra(views)
@@ -311,7 +312,7 @@ class JobClient:
             try:
                 work()
             except VLoRAError as error:
-                self._app.post_message(Complaint(f"While {what}: {error}"))
+                self._app.post_message(Complaint(f"While {what}: {problem_words(error)}"))
             except RuntimeError:
                 if self._app.is_running:
                     raise

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
+from vlora_engine.compression_target import CODED_METHODS, GOALS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_tui.tui.text import problem_words
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ class Session:
             try:
                 self._figures[key] = _worked_out(target, spectra)
             except VLoRAError as error:
-                self._figures[key] = Figures(target, problem=str(error))
+                self._figures[key] = Figures(target, problem=problem_words(error))
             if len(self._figures) > 4000:
                 self._figures.pop(next(iter(self._figures)))
         return self._figures[key]
@@ -282,13 +283,19 @@ class Session:
         if not LEAST_ERROR <= error <= MOST_ERROR:
             return []
         goal, error = "mean_error" if by_mean else "max_error", float(f"{error:.4g}")
-        dtype, packed = AUTO_DTYPE, figures.choosing.quantize
+        dtype, now = AUTO_DTYPE, figures.choosing
         if figures.choice is not None:
             dtype = DTYPE_WORDS[figures.choice.dtype]
         rivals = (
             CompressionTarget(method)
             if method in CODED_METHODS
-            else CompressionTarget(method, dtype=dtype, quantize=packed)
+            else CompressionTarget(
+                method,
+                dtype=dtype,
+                quantize=now.quantize,
+                block_size=now.block_size,
+                double_quant=now.double_quant,
+            )
             for method in self.methods
             if method != figures.choosing.method
         )
@@ -330,20 +337,35 @@ class Session:
         if recipe.input.skip_bad:
             words.append("--skip-bad")
         if recipe.compress is not None:
-            target = recipe.compress.target
-            name, value = target.goal
-            words += ["--method", target.method]
-            words.append("-k" if name == "k" else f"--{name.replace('_', '-')}")
-            words.append(f"{value:g}" if value < 1 else str(value))
-            for layer, k in target.layers.items():
-                words += ["--layers", f"{layer}={k}"]
-            if target.dtype != AUTO_DTYPE:
-                words += ["--dtype", target.dtype]
-            if target.quantize != NOT_PACKED:
-                words += ["--quantize", target.quantize]
+            words += target_flags(recipe.compress.target)
+            if recipe.compress.device != "auto":
+                words += ["--device", recipe.compress.device]
         if recipe.output is not None:
             words += ["-o", recipe.output]
         return shlex.join(words)
+
+
+def target_flags(target: CompressionTarget) -> list[str]:
+    """A target as flags of a command; every field of it that a recipe has."""
+    words = ["--method", target.method]
+    pair_flags = [("k", "-k"), ("k_a", "--k-a"), ("k_b", "--k-b")]
+    goals = [(name, f"--{name.replace('_', '-')}") for name in GOALS]
+    for name, flag in (*pair_flags, *goals, ("refine", "--refine")):
+        value = getattr(target, name)
+        if value:
+            words += [flag, str(value)]
+    words += ["--adaptive-k"] * target.adaptive
+    for layer, k in target.layers.items():
+        words += ["--layers", f"{layer}={k if isinstance(k, int) else f'{k[0]},{k[1]}'}"]
+    if target.dtype != AUTO_DTYPE:
+        words += ["--dtype", target.dtype]
+    if target.quantize != NOT_PACKED:
+        words += ["--quantize", target.quantize]
+        if target.block_size != CompressionTarget.block_size:
+            words += ["--block-size", str(target.block_size)]
+        if target.double_quant != CompressionTarget.double_quant:
+            words.append(f"--{'' if target.double_quant else 'no-'}double-quant")
+    return words
 
 
 def _worked_out(target: CompressionTarget, spectra: Spectra) -> Figures:

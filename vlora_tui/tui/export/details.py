@@ -25,7 +25,7 @@ from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export.plan import Row
 from vlora_tui.tui.export.result import Outcome, off
 from vlora_tui.tui.key_names import key, keyed
-from vlora_tui.tui.text import advice, clean, plural, tilde
+from vlora_tui.tui.text import advice, clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size
@@ -190,7 +190,7 @@ class DetailsPane(Vertical):
         try:
             answer = ask_command(arguments, lambda: worker.is_cancelled)
         except VLoRAError as error:
-            self.post_message(self.MergeMeasured(arguments, clean(str(error))))
+            self.post_message(self.MergeMeasured(arguments, clean(problem_words(error))))
             return
         if answer is not None:
             self.post_message(self.MergeMeasured(arguments, Measured.of(answer, names)))

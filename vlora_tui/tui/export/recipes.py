@@ -82,7 +82,7 @@ def _chosen(source: Source, marked: Sequence[str]) -> tuple[Input, tuple[str, ..
         ParameterError: Nothing is marked.
     """
     if not marked:
-        raise ParameterError("Nothing is marked; space marks a line, + all")
+        raise ParameterError("Nothing is marked; <export.mark> marks a line, <export.all> all")
     if source.subspace is None:
         return Input(_inputs([item for item in source.items if item.name in set(marked)])), ()
     tasks = () if len(marked) == len(source.items) else tuple(map(escape, marked))
@@ -121,7 +121,7 @@ def _convert_recipe(source: Source, marked: Sequence[str], settings: Settings) -
 def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
     chosen = [item for item in source.items if item.name in set(marked)]
     if not chosen:
-        raise ParameterError("Nothing is marked; mark adapters with space")
+        raise ParameterError("Nothing is marked; <export.mark> marks adapters")
     groups = {item.group for item in chosen}
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")

@@ -17,6 +17,7 @@ from vlora_tui.tui.inspect import finding_rows as inspect_finding_rows
 from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
 from vlora_tui.tui.inspect.rows import FINDING_COLUMNS, MARKS, finding_cells, remedy_words
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import TONES, clean, plural
 from vlora_tui.tui.widgets.table import Cell, Table
 
@@ -153,15 +154,15 @@ class FindingsPane(AskingPane):
         if self.answer_to(self._doctor) is not None:
             return "The doctor finds no problems."
         if self._headers_only:
-            return "No problems in the headers; d reads the tensors."
-        return "No problems known; d asks the doctor, who reads every tensor."
+            return keyed("No problems in the headers; <inspect.doctor> reads the tensors.")
+        return keyed("No problems known; <inspect.doctor> asks the doctor, who reads every tensor.")
 
     @property
     def _state(self) -> str:
         """What is going on."""
         problem = self.problem_of(self._doctor)
         if self.asking is not None:
-            return "Reading every tensor… (x to stop)"
+            return keyed("Reading every tensor… (<inspect.stop> to stop)")
         if problem is not None:
             return f"The doctor could not look: {clean(problem)}"
         if self._judging is not None:

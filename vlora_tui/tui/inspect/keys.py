@@ -9,16 +9,18 @@ from vlora_tui.tui.widgets.bindings import hidden, shown
 HELP = (
     "Summary says which adapters are near copies, which are outliers and why, and which pair "
     "interferes most and where; of an open subspace, what lost most and what takes most bits. "
-    "Enter on a sentence shows its picture.\n"
+    "<inspect.enter> on a sentence shows its picture.\n"
     "Similarity is the cosine of two weight changes dW: 1 is the same direction, 0 nothing in "
-    "common. i turns the matrix to interference, which is what a merge of the two would meet: the "
-    "share of dW that the other contests, the conflicting share of what both have, and the overlap "
-    "of outputs and inputs.\n"
-    "Enter on a pair compares its layers. On the diagonal you see one adapter. m shows another "
-    "figure of the layers; c how much of the adapter the open subspace covers. Enter on a layer "
-    "shows its singular values. n and p go to the next adapter, pair, task or module and back.\n"
-    "An outlier's score of 2 is what one in twenty sound collections shows. d asks the doctor, who "
-    "reads every tensor; T adds what a server or a program would refuse or get wrong."
+    "common. <inspect.interference> turns the matrix to interference, which is what a merge of the "
+    "two would meet: the share of dW that the other contests, the conflicting share of what both "
+    "have, and the overlap of outputs and inputs.\n"
+    "<inspect.enter> on a pair compares its layers. On the diagonal you see one adapter. "
+    "<inspect.measure> shows another figure of the layers; <inspect.coverage> how much of the "
+    "adapter the open subspace covers. <inspect.enter> on a layer shows its singular values. "
+    "<inspect.next> and <inspect.before> go to the next adapter, pair, task or module and back.\n"
+    "An outlier's score of 2 is what one in twenty sound collections shows. <inspect.doctor> asks "
+    "the doctor, who reads every tensor; <inspect.target> adds what a server or a program would "
+    "refuse or get wrong."
 )
 
 KEYS: list[BindingType] = [

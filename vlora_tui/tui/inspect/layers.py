@@ -34,7 +34,8 @@ from vlora_tui.tui.inspect.rows import (
     layer_words,
     share,
 )
-from vlora_tui.tui.text import clean
+from vlora_tui.tui.key_names import key, keyed
+from vlora_tui.tui.text import clean, problem_words
 from vlora_tui.tui.widgets.cell_grid import Legend
 from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
 
@@ -239,7 +240,9 @@ class LayersPane(AskingPane):
         names = " and ".join(clean(name) for name in subject.names) if subject else ""
         self.border_title = f"Layers of {names}: {measure.title}" if subject else "Layers"
         other = self._next_measure
-        self.border_subtitle = f"m: {SHORT[other]}" if other is not measure else ""
+        self.border_subtitle = (
+            f"{key('inspect.measure')}: {SHORT[other]}" if other is not measure else ""
+        )
         if isinstance(values, str):
             self._heatmap.show(arrange(()), {}, None)
         else:
@@ -320,8 +323,8 @@ class LayersPane(AskingPane):
         if problem is not None:
             return f"The comparison failed: {problem}"
         if self.asking == tuple(arguments):
-            return "Comparing… (x to stop)"
-        return "Not compared. Press Enter on the pair to compare them."
+            return keyed("Comparing… (<inspect.stop> to stop)")
+        return keyed("Not compared. Press <inspect.enter> on the pair to compare them.")
 
     def _conflict(self, refs: tuple[str, str] | None) -> PairLayers | None:
         answer = None
@@ -358,8 +361,10 @@ class LayersPane(AskingPane):
         if problem is not None:
             return f"Its coverage could not be measured: {problem}"
         if self.asking == arguments:
-            return "Measuring coverage… (x to stop)"
-        return "c measures how much of it the bases of the open subspace hold."
+            return keyed("Measuring coverage… (<inspect.stop> to stop)")
+        return keyed(
+            "<inspect.coverage> measures how much of it the bases of the open subspace hold."
+        )
 
     def _stored(self, task: str) -> Mapping[str, float] | str:
         """A task's figures, as the open subspace keeps them."""
@@ -425,7 +430,7 @@ class LayersPane(AskingPane):
             else:
                 figures = task_figures(manifest, task)
         except VLoRAError as error:
-            self.post_message(self.FiguresRead(key, str(error)))
+            self.post_message(self.FiguresRead(key, problem_words(error)))
             return
         if figures is not None:
             self.post_message(self.FiguresRead(key, figures))

@@ -14,7 +14,8 @@ from textual.worker import get_current_worker
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect.rows import Subject, plain, share
-from vlora_tui.tui.text import clean
+from vlora_tui.tui.key_names import keyed
+from vlora_tui.tui.text import clean, problem_words
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Page
 from vlora_tui.tui.widgets.folding import hanging
@@ -73,9 +74,10 @@ class ModuleBox(Page):
     def subtitle(self) -> str:  # type: ignore[override]
         """Which of how many it is, and the keys that lead on."""
         at, count = self._modules.index(self._module) + 1, len(self._modules)
-        walk = [f"{at} of {count}", "n p modules"] if count > 1 else []
-        walk += ["N P adapters"] if len(self._others) > 1 else []
-        return ", ".join([*walk, "esc closes"])
+        walk = [f"{at} of {count}", "<module.next> <module.before> modules"] if count > 1 else []
+        if len(self._others) > 1:
+            walk.append("<module.next_adapter> <module.adapter_before> adapters")
+        return keyed(", ".join([*walk, "<module.cancel> closes"]))
 
     def action_walk(self, by: int) -> None:
         """Another module, round and round."""
@@ -111,7 +113,7 @@ class ModuleBox(Page):
         try:
             answer = ask_command(arguments, lambda: worker.is_cancelled)
         except VLoRAError as error:
-            words = Text(clean(str(error)))
+            words = Text(clean(problem_words(error)))
         else:
             if answer is None:
                 return

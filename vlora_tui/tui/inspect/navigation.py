@@ -13,6 +13,7 @@ from vlora_tui.tui.inspect.panes import InspectPanes
 from vlora_tui.tui.inspect.queries import AskingPane
 from vlora_tui.tui.inspect.rows import BITS, CONTESTED, LOSS, SIZE
 from vlora_tui.tui.inspect.state import InspectState
+from vlora_tui.tui.key_names import keyed
 
 if TYPE_CHECKING:
     from vlora_tui.tui.core.pane_view import PaneView
@@ -164,11 +165,16 @@ class Navigation:
         """How much the open subspace holds of an adapter; why that cannot be told, or None."""
         pair, manifest = self._panes.alike.pair, self._session.manifest
         if manifest is None:
-            return "Coverage is by the bases of a subspace: open one first (1)."
+            return keyed(
+                "Coverage is by the bases of a subspace: open one first (<step.adapters>)."
+            )
         if self._state.on_tasks and self._session.spectra is not None:
-            return "Coverage is of adapters: t turns to them."
+            return keyed("Coverage is of adapters: <inspect.turn> turns to them.")
         if self._state.likeness is None or pair is None:
-            return "Coverage is of adapters: mark some (1), and have them measured (2)."
+            return keyed(
+                "Coverage is of adapters: mark some (<step.adapters>), and have them measured "
+                "(<step.choose>)."
+            )
         self._go_to(pair[0], pair[0])
         self._panes.layers.cover()
         self._view.go_to_pane("inspect-layers")

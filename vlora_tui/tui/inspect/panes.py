@@ -26,6 +26,7 @@ from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
 from vlora_tui.tui.inspect.summary import SummaryPane
 from vlora_tui.tui.inspect.tasks import TasksPane
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.widgets.tabs import Tab
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class InspectPanes:
         elif alike.asking is None and alike.arguments is not None:
             conflict = [not_measured(len(alike.measured))]
         measuring = alike.asking is not None and found is None
-        words = "Measuring interference… (x to stop)" if measuring else ""
+        words = keyed("Measuring interference… (<inspect.stop> to stop)") if measuring else ""
         self.summary.show(about_adapters(likeness, spectra, state.kin, conflict), state=words)
 
     def share_out(self) -> None:
@@ -179,7 +180,9 @@ class InspectPanes:
     @property
     def _why_no_matrix(self) -> str:
         if self._session.spectra is None and self._view.host.jobs.is_measuring:
-            return "Measuring… 2 shows the layers that are done, 3 the job."
+            return keyed(
+                "Measuring… <step.choose> shows the layers that are done, <step.run> the job."
+            )
         return why_no_likeness(self._session.spectra)
 
     def draw_outliers(self) -> None:

@@ -13,6 +13,7 @@ from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
+from vlora_tui.tui.text import problem_words
 
 Arguments = tuple[str, ...]
 Read = Callable[[Mapping[str, Any]], Any]
@@ -89,7 +90,7 @@ class AskingPane(Vertical):
             answer = ask_command(list(command), lambda: worker.is_cancelled, **nice)
             value = None if answer is None else read(answer)
         except VLoRAError as error:
-            self.post_message(self.Answered(command, None, str(error)))
+            self.post_message(self.Answered(command, None, problem_words(error)))
         except Exception as error:
             problem = f"A bug in vlora-tui: {type(error).__name__}: {error}"
             self.post_message(self.Answered(command, None, problem))

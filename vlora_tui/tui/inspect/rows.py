@@ -14,6 +14,7 @@ from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Outlier
 from vlora_tui.tui.inspect.finding_rows import Remark
+from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import TONES, clean, tilde
 from vlora_tui.tui.widgets.bars import bar
 from vlora_tui.tui.widgets.table import Cell, Column
@@ -180,11 +181,13 @@ def pair_words(
 ) -> Text:
     """What the cell under the cursor says; ``more`` of two stands before their cosine, or after."""
     if pair is None:
-        return Text("No name matches the filter; esc clears it.")
+        return Text(keyed("No name matches the filter; <inspect.stop> clears it."))
     first, second = (likeness.names[i] for i in pair)
     norms = [f"{float(likeness.norms[i]):.3g}" for i in pair]
     if pair[0] == pair[1]:
-        return Text.assemble((first, "bold"), f"  norm of dW {norms[0]}; enter: its layers")
+        return Text.assemble(
+            (first, "bold"), f"  norm of dW {norms[0]}; {key('inspect.enter')}: its layers"
+        )
     cosine = float(likeness.cosines[pair])
     before, after = (more and f"{more}; ", "") if leads else ("", more and f"; {more}")
     text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", before)
@@ -286,7 +289,9 @@ def finding_cells(row: Remark) -> list[Cell]:
 def why_no_likeness(spectra: object) -> str:
     """Why there is no matrix."""
     if not isinstance(spectra, Spectra):
-        return "Not measured yet: mark adapters (1), then 2 measures them."
+        return keyed(
+            "Not measured yet: mark adapters (<step.adapters>), then <step.choose> measures them."
+        )
     if not spectra.complete:
         done, total = len(spectra.layers), len(spectra.layer_names)
         return f"Known when all layers are measured: {done} of {total}."

@@ -16,6 +16,7 @@ from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect.data import Interference, PairLayers
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane, Read
 from vlora_tui.tui.inspect.rows import interference_words, pair_words
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.matrix import Matrix
 
@@ -171,11 +172,12 @@ class AlikePane(AskingPane):
     def _why_not(self) -> str:
         """Why interference cannot be measured."""
         if self._likeness is None:
-            return "The adapters have to be measured first: 2."
+            return keyed("The adapters have to be measured first: <step.choose>.")
         if len(self._at) > 1:
             return "Where these adapters lie is not known."
         if len(self._likeness.names) > MANY:
-            return f"Of more than {MANY} adapters only marked ones are measured: mark some (1)."
+            marks = keyed("mark some (<step.adapters>)")
+            return f"Of more than {MANY} adapters only marked ones are measured: {marks}."
         return "Interference is between two adapters or more."
 
     @property
@@ -260,7 +262,8 @@ class AlikePane(AskingPane):
         problem = None if self.arguments is None else self.problem_of(self.arguments)
         if problem is not None:
             return Text(f"\nInterference could not be measured: {clean(problem)}")
-        return Text(f"\nMeasuring the interference of {len(self._at)}… (x to stop)")
+        stops = keyed("(<inspect.stop> to stop)")
+        return Text(f"\nMeasuring the interference of {len(self._at)}… {stops}")
 
     # drawing
 

@@ -9,6 +9,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from vlora_tui.tui.inspect.sentences import Sentence
+from vlora_tui.tui.key_names import key
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (Column("text", "", least=20, most=400, keep=1),)
@@ -62,9 +63,9 @@ class SummaryPane(Vertical):
         if row is None:
             text = self._instead
         elif self.size.width and len(row.text) > self._table.size.width - 4:
-            text = f"{row.text}\nenter: {row.picture}"
+            text = f"{row.text}\n{key('inspect.enter')}: {row.picture}"
         else:
-            text = f"enter: {row.picture}"
+            text = f"{key('inspect.enter')}: {row.picture}"
         panel = self.query_one("#summary-said", Static)
         panel.update(text)
 

@@ -26,6 +26,7 @@ from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
 from vlora_tui.tui.inspect.summary import SummaryPane
 from vlora_tui.tui.inspect.tasks import TasksPane
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
@@ -87,7 +88,7 @@ class InspectView(PaneView):
         session = self.session
         if session.infos or session.spectra is not None or session.manifest is not None:
             return None
-        return "Nothing is open. 1 opens a folder of adapters, or a subspace."
+        return keyed("Nothing is open. <step.adapters> opens a folder of adapters, or a subspace.")
 
     def shown(self) -> None:
         self.state.follow_manifest()
@@ -218,7 +219,7 @@ class InspectView(PaneView):
     def action_interference(self) -> None:
         """Another measure of how two relate."""
         if self.state.on_tasks:
-            self._complain("Interference is between adapters: t shows them.")
+            self._complain(keyed("Interference is between adapters: <inspect.turn> shows them."))
             return
         self._complain(self.contents.alike.turn())
 
@@ -253,7 +254,8 @@ class InspectView(PaneView):
 
     def action_write(self) -> None:
         """Nothing is written here; say where."""
-        self.notify("w builds on step 2 and writes or merges on step 5.", markup=False)
+        words = "<choose.build> builds on step 2, <export.start> writes or merges on step 5."
+        self.notify(keyed(words), markup=False)
 
     def action_order(self) -> None:
         """Similar adapters adjacent, or as found."""
@@ -271,12 +273,14 @@ class InspectView(PaneView):
         if self.pane == "inspect-tasks":
             self.contents.tasks.keep()
             if self.contents.tasks.compared_with is not None:
-                self.notify("Kept. Enter on another task compares the two.", markup=False)
+                words = keyed("Kept. <inspect.enter> on another task compares the two.")
+                self.notify(words, markup=False)
 
     def action_turn(self) -> None:
         """Between the adapters and the tasks of the open subspace."""
         if self.session.manifest is None or self.session.spectra is None:
-            self.notify("There is nothing else to show: open a subspace (1).", markup=False)
+            words = keyed("There is nothing else to show: open a subspace (<step.adapters>).")
+            self.notify(words, markup=False)
             return
         self.navigation.turn()
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from vlora_engine.targets import Served, find_target, start_lines
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
-from vlora_tui.tui.run.job_text import EXACT, duration
+from vlora_tui.tui.run.job_text import EXACT, duration, packing_words
 from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.utils.formatting import listed, nats, percent, size, times
 
@@ -68,15 +68,6 @@ class Figures:
     worst: float | None = None
     worst_task: str = ""
     tasks: Mapping[str, float] = field(default_factory=dict)
-
-
-def packing_words(row: Mapping[str, Any] | None) -> str:
-    """How numbers are packed, as it stands in an index: ``int8, blocks of 64``; empty if not."""
-    if not row:
-        return ""
-    name = "nf4" if row.get("method") == "nf4" else f"int{row.get('bits', 8)}"
-    double = ", double quantization" if row.get("double_quant") else ""
-    return f"{name}, blocks of {row.get('block_size', 64)}{double}"
 
 
 def subspace_figures(written: events.SubspaceWritten) -> Figures:

@@ -16,9 +16,9 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.events import read_events
 from vlora_tui.tui.key_names import keyed
-from vlora_tui.tui.run.card import Figures, packing_words, subspace_figures
-from vlora_tui.tui.run.job_text import goal_words
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.run.card import Figures, subspace_figures
+from vlora_tui.tui.run.job_text import goal_words, packing_words
+from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.tui.widgets.bindings import shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
@@ -69,7 +69,9 @@ def _read(view: Desk, marked: JobView | None, manifest: Manifest | None, selecte
             first = figures_of(manifest)
         second = figures_of_job(selected)
     except (VLoRAError, OSError) as error:
-        view.app.call_from_thread(view.host.complain, f"The figures cannot be read: {error}")
+        view.app.call_from_thread(
+            view.host.complain, f"The figures cannot be read: {problem_words(error)}"
+        )
         return
     view.app.call_from_thread(view.app.push_screen, CompareBox(first, second))
 
@@ -88,7 +90,7 @@ def figures_of_job(view: JobView) -> Figures:
     if recipe.compress is None:
         packed = recipe.quantize.quantization().name if recipe.quantize is not None else ""
         return replace(found, target=packed)
-    return replace(found, target=goal_words(*recipe.compress.target.goal))
+    return replace(found, target=goal_words(recipe.compress.target))
 
 
 def figures_of(manifest: Manifest) -> Figures:

@@ -12,7 +12,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.jobs.devices import devices
 from vlora_tui.tui.run import forms
 from vlora_tui.tui.run.job_form import START, JobFields, JobForm
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.tui.widgets.dialogs import Prompt
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class FollowUp:
         try:
             return read_manifest(path)
         except VLoRAError as error:
-            self._view.host.complain(str(error))
+            self._view.host.complain(problem_words(error))
             return None
 
     def _pushed(self) -> tuple[str, int] | None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import VLoRAError
 from vlora_engine.evaluation.prompts import MAX_TOKENS
-from vlora_engine.quantization.packing import BLOCK_SIZE, QUANTIZATIONS
+from vlora_engine.quantization.packing import BLOCK_SIZE, BLOCK_SIZES, QUANTIZATIONS
 from vlora_tui.pipeline.actions import AddTask, Evaluate, Pull, RemoveTasks
 from vlora_tui.pipeline.evaluating import Request, on_what
 from vlora_tui.recipe.model import AdapterInput, Input, Push, Quantize, Recipe
+from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.run.job_form import Question
 from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.form import Field
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PACKING_WORDS = {name: "NF4" if name == "nf4" else name for name in QUANTIZATIONS}
-BLOCKS = (32, 64, 128, 256)
 TOKENS = (256, 512, 1024, MAX_TOKENS)
 WAYS = {
     "absorb": ("recompute the basis", "Reads the other adapters again: the least error."),
@@ -107,7 +107,7 @@ class QuantizeFields:
         if key == "packing":
             self.packing = _next(QUANTIZATIONS, self.packing, by)
         elif key == "block":
-            self.block = _next(BLOCKS, self.block, by)
+            self.block = _next(BLOCK_SIZES, self.block, by)
         elif key == "double":
             self.double = not self.double
         elif key == "loadings":
@@ -312,7 +312,7 @@ class RemoveFields:
 
     def problem(self) -> str:
         if not self.gone:
-            return "Nothing is chosen: Enter on a task."
+            return keyed("Nothing is chosen: <form.change> on a task.")
         if len(self.gone) == len(self.manifest.tasks):
             return "That would leave no task."
         return ""

@@ -89,7 +89,7 @@ class JobForm(Dialog):
             yield Form(ascii_only=bool(getattr(self.app, "ascii_only", False)), id="job-fields")
             yield Static(id="job-hint", markup=False)
             yield Buttons(id="job-buttons")
-            words = keyed("Enter change, <form.start> start, <dialog.cancel> cancel")
+            words = keyed("<form.change> change, <form.start> start, <dialog.cancel> cancel")
             yield Static(words, classes="keys", markup=False)
 
     def on_mount(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -14,6 +14,9 @@ from vlora_tui.tui.text import advice, clean, plural, tilde
 from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlora_engine.compression_target import CompressionTarget
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.core.session import Session
 
@@ -229,12 +232,8 @@ def review(session: Session) -> Text:
             "mark one group at a time.\n",
             "bold",
         )
-    name, value = session.choosing.goal
     text.append(f"method    {session.choosing.method}\n")
-    text.append(f"target    {goal_words(name, value)}")
-    if session.choosing.layers:
-        text.append(f"; {plural(len(session.choosing.layers), 'layer')} with a k of its own")
-    text.append("\n")
+    text.append(f"target    {goal_words(session.choosing)}\n")
     text.append(f"packing   {packing_of(session)}\n")
     coded = session.choosing.is_coded
     figures = session.cached_figures() if coded else session.figures()  # a key waits for no solving
@@ -259,26 +258,30 @@ def review(session: Session) -> Text:
     return text
 
 
-PACKED = {
-    "none": "not packed",
-    "int8": "int8, blocks of 64 numbers with a scale each",
-    "int4": "int4, blocks of 64 numbers with a scale each",
-    "nf4": "NF4, blocks of 64 numbers with a scale each",
-}
-
-
 def packing_of(session: Session) -> str:
     """How the numbers are going to be stored."""
     target = session.choosing
-    if target.quantize != "none":
-        return PACKED.get(target.quantize, target.quantize)
+    packed = target.quantization
+    if packed is not None:
+        return packing_words(packed.as_json())
     if target.is_coded:
         return f"none; {target.method} chooses bits itself"
     return "none" if target.dtype == "auto" else f"none, {target.dtype}"
 
 
-def goal_words(name: str, value: float) -> str:
-    """A target as one says it."""
+def packing_words(row: Mapping[str, Any] | None) -> str:
+    """How numbers are packed, as it stands in an index: ``int8, blocks of 64``; empty if not."""
+    if not row:
+        return ""
+    name = "nf4" if row.get("method") == "nf4" else f"int{row.get('bits', 8)}"
+    double = ", double quantization" if row.get("double_quant") else ""
+    loadings = ", loadings int8" if row.get("loadings") else ""
+    return f"{name}, blocks of {row.get('block_size', 64)}{double}{loadings}"
+
+
+def goal_words(target: CompressionTarget) -> str:
+    """What is aimed at, as one says it, with the layers that have a k of their own."""
+    name, value = target.goal
     words = {
         "k": f"k = {value:.0f} for every layer",
         "variance": f"at least {percent(value)} of the variance",
@@ -286,7 +289,14 @@ def goal_words(name: str, value: float) -> str:
         "mean_error": f"mean error {percent(value)}",
         "budget": f"at most {size(value)} on disk",
     }
-    return words[name]
+    if not target.layers or target.k_range is None:
+        return words[name]
+    least, most = target.k_range
+    whose = "its" if len(target.layers) == 1 else "their"
+    own = f"{plural(len(target.layers), 'layer')} with a k of {whose} own"
+    if name == "k":
+        return f"k {least}-{most}, {own}"
+    return f"{words[name]}; {own}"
 
 
 def duration(seconds: float) -> str:

@@ -8,8 +8,8 @@ from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.buttons import Button
 
 HELP = (
-    "<run.start> starts what the upper pane shows; on its rows, Enter changes the output or the "
-    "device, and <run.recipe> opens the recipe in your editor. Jobs are separate processes: "
+    "<run.start> starts what the upper pane shows; on its rows, <form.change> changes the output "
+    "or the device, and <run.recipe> opens the recipe in your editor. Jobs are separate processes: "
     "closing the terminal leaves them running, and the next session finds them.\n"
     "<run.enter> on a job opens its result, or its log where there is none. <run.log> shows the "
     "log, <run.cancel> cancels, <run.resume> resumes, <run.remove> forgets it. <run.mark> marks a "

@@ -20,8 +20,8 @@ from vlora_tui.recipe.model import Input, Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.core.messages import ChoiceChanged
-from vlora_tui.tui.run.job_text import goal_words
-from vlora_tui.tui.text import clean, plural, tilde
+from vlora_tui.tui.run.job_text import goal_words, packing_words
+from vlora_tui.tui.text import clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 
 if TYPE_CHECKING:
@@ -69,10 +69,9 @@ class RecipeEditor:
         text.append(f"input     {tilde(source) if source else count}\n")
         if recipe.compress is not None:
             target = recipe.compress.target
-            text.append(f"compress  {target.method}, {goal_words(*target.goal)}\n")
+            text.append(f"compress  {target.method}, {goal_words(target)}\n")
         if recipe.quantize is not None:
-            packed = recipe.quantize.quantization().name
-            text.append(f"quantize  {packed}, blocks of {recipe.quantize.block_size}\n")
+            text.append(f"quantize  {packing_words(recipe.quantize.quantization().as_json())}\n")
         if recipe.output is not None:
             text.append(f"output    {tilde(recipe.output)}\n")
         for step in recipe.written:
@@ -110,7 +109,7 @@ class RecipeEditor:
         except SuspendNotSupported:
             self._view.host.complain("This terminal cannot be lent to an editor.")
         except (OSError, UnicodeDecodeError) as error:
-            self._view.host.complain(f"The recipe cannot be edited: {error}")
+            self._view.host.complain(f"The recipe cannot be edited: {problem_words(error)}")
 
     def _take(self, path: Path, saved: str) -> None:
         """Take the saved recipe, or say what is wrong with it and where."""

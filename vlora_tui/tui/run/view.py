@@ -35,7 +35,7 @@ from vlora_tui.tui.run.follow_up import FollowUp
 from vlora_tui.tui.run.keys import BUTTONS, HELP, KEYS
 from vlora_tui.tui.run.log import LogPager
 from vlora_tui.tui.run.recipe_editor import RecipeEditor
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.tui.widgets.buttons import Button, Buttons
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.folding import hanging
@@ -504,7 +504,7 @@ class RunView(Desk):
             try:
                 self.session.manifest = read_manifest(path)
             except VLoRAError as error:
-                self.host.complain(str(error))
+                self.host.complain(problem_words(error))
                 return False
             self.post_message(SubspaceChanged())
         return True

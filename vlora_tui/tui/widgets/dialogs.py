@@ -95,7 +95,7 @@ class Ask(Dialog):
             if event.character == option.key:
                 event.stop()
                 event.prevent_default()
-                self.dismiss(option.value)
+                self.answer(option)
 
     def on_table_pressed(self, event: Table.Pressed) -> None:
         self.action_take()
@@ -103,7 +103,11 @@ class Ask(Dialog):
     def action_take(self) -> None:
         row = self.query_one(Table).row
         if row is not None:
-            self.dismiss(row.value)
+            self.answer(row)
+
+    def answer(self, option: Option) -> None:
+        """An answer was given: leave with it."""
+        self.dismiss(option.value)
 
 
 class ListProblems(Ask):

@@ -19,6 +19,7 @@ from textual.strip import Strip
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.tui.widgets.cell_grid import CellGrid, Legend
+from vlora_tui.tui.widgets.changed import changed_regions
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
@@ -167,8 +168,28 @@ class Heatmap(CellGrid):
         same = cells == self.cells and legend == self.legend
         if grid is self.grid and same and position == self.cursor:
             return
+        before, lines = self._layout, self._strips
         self.grid, self.cells, self.cursor, self.legend = grid, cells, position, legend
-        self.fit()
+        self.measure()
+        self.keep_in_view()
+        if self._layout != before or not lines:
+            self.repaint()
+            return
+        self._base = None
+        self._strips = {y: self._paint_line(y) for y in lines}
+        changed = [
+            region.translate((0, y))
+            for y, line in lines.items()
+            for region in changed_regions([line], [self._strips[y]])
+        ]
+        if changed:
+            self.refresh(*changed)
+
+    @property
+    def _layout(self) -> tuple[object, ...]:
+        """What decides on where cells lie; where none of it changes, lines stay in their places."""
+        place = self._top, self._left, self.label_width, self.cell_width
+        return self.grid, place, self.has_legend, self.size
 
     @property
     def shape(self) -> tuple[int, int]:

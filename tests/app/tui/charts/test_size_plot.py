@@ -97,7 +97,7 @@ def test_what_is_not_known_yet_is_said() -> None:
 
 
 def test_ascii_means_ascii() -> None:
-    marks = SizeMarks(3.0, 0.05, goal_error=0.1, goal_words="mean 10 %", pins=((8.0, 0.2),))
+    marks = SizeMarks(3.0, 0.05, goal_error=0.1, goal_words="mean 10 %", pins=((8.0, 0.2, "own"),))
     for size in ((90, 24), (40, 8)):
         text = size_chart(methods(("ascii", size), waiting=("own",)), marks, size, ASCII).plain
         assert text.isascii()

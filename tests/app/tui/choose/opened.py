@@ -10,6 +10,7 @@ from tests.app.tui.drive import Steps, run, screen_lines, until
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.choose.packings import AskPacking
 from vlora_tui.tui.choose.view import ChooseView
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.widgets.dialogs import Ask
@@ -50,6 +51,15 @@ class Opened:
     async def asked(self, pilot: Any) -> None:
         """A dialog is there."""
         await until(pilot, lambda: isinstance(self.app.screen, Ask), "something is asked")
+
+    async def known(self, pilot: Any) -> None:
+        """The form of packings has its figures."""
+
+        def known() -> bool:
+            asking = self.app.screen
+            return isinstance(asking, AskPacking) and bool(asking.figures)
+
+        await until(pilot, known, "the packings are worked out")
 
     async def settled(self, pilot: Any) -> None:
         """Nothing is worked out any more."""

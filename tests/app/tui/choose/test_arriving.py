@@ -37,7 +37,7 @@ class TestArriving:
         async def steps(pilot: Any) -> None:
             assert "1 of 4 layers" in opened.text(CurvePane)
             assert "·" in opened.text(Heatmap)
-            assert "3 layers still to measure" in opened.text(FiguresPane)
+            assert "from 1 of 4 layers" in opened.text(FiguresPane)
             first = opened.view.query_one(AdvicePane).plain().split("\n")[0]
             assert "~" in first
             assert "from 1 of 4 layers" in first
@@ -48,7 +48,7 @@ class TestArriving:
                 await opened.settled(pilot)
             assert "median of 4 layers" in opened.text(CurvePane)
             assert "·" not in opened.text(Heatmap)
-            assert "to measure" not in opened.text(FiguresPane)
+            assert "of 4 layers" not in opened.text(FiguresPane)
             assert "~" not in opened.view.query_one(AdvicePane).plain()
             exact = choose(whole, CompressionTarget("delta", max_error=0.05))
             now = opened.session.figures().choice

@@ -18,6 +18,7 @@ from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.core.messages import SpectraChanged
+from vlora_tui.tui.run.job_text import packing_of
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.heatmap import Heatmap
@@ -234,6 +235,7 @@ class TestKeys:
                 ).prediction
                 await pilot.press("c")
                 await at_k.asked(pilot)
+                await at_k.known(pilot)
                 told = "\n".join(at_k.screen_lines())
                 assert f"{name} " in told
                 assert f"{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
@@ -245,9 +247,31 @@ class TestKeys:
                 assert f"--quantize {name}" in at_k.session.command()
             await pilot.press("c")
             await at_k.asked(pilot)
+            await at_k.known(pilot)
             await pilot.press("0")
             await pilot.pause()
             assert at_k.session.choosing == CompressionTarget(k=3)
+
+        at_k.use(steps)
+
+    def test_block_size_and_scales_are_in_the_same_form(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("c")
+            await at_k.asked(pilot)
+            await at_k.known(pilot)
+            await pilot.press("b", "b", "s")  # 64, 128, 256
+            await at_k.known(pilot)
+            target = CompressionTarget(k=3, quantize="int4", block_size=256, double_quant=False)
+            packed = choose(at_k.session.spectra, target).prediction
+            told = "\n".join(at_k.screen_lines())
+            assert f"{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
+            assert "256 numbers share a scale" in told
+            assert "16 bits" in told
+            await pilot.press("4")
+            await pilot.pause()
+            assert at_k.session.choosing == target
+            assert "--block-size 256 --no-double-quant" in at_k.session.command()
+            assert packing_of(at_k.session) == "int4, blocks of 256, loadings int8"
 
         at_k.use(steps)
 
@@ -257,6 +281,7 @@ class TestKeys:
         async def steps(pilot: Any) -> None:
             await pilot.press("c")
             await screen.asked(pilot)
+            await screen.known(pilot)
             assert "worst 5 % is out of reach" in screen.asked_words()
             await pilot.press("n")
             await pilot.pause()

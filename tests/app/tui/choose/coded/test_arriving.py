@@ -68,6 +68,14 @@ class TestArriving:
             assert "auto, worst 5 %: ~" in first
             assert "smaller than the originals  from 2 of 4 layers" in first
             assert "[ w Build ]" in first
+            sheet = view.query_one(FiguresPane).sheet  # other methods, from these layers
+            assert [row.choosing.method for row in sheet.rows if row.rival] == ["delta", "own"]
+            (delta,) = (row.figures for row in sheet.rows if row.choosing.method == "delta")
+            told = choose(whole, CompressionTarget("delta", max_error=0.05)).prediction
+            assert delta.prediction.nbytes == pytest.approx(told.nbytes, rel=0.25)
+            (line,) = (t for t in opened.text(FiguresPane).split("\n") if " delta " in t)
+            assert f"~{size(delta.prediction.nbytes)}" in line
+            assert "from 2 of 4 layers" in opened.text(FiguresPane)
             before = curve.marks.k
             exact = whole.rate_tables().solve(CompressionTarget("own", max_error=0.05))
             assert before == pytest.approx(whole.rate_tables().nbytes(exact), rel=0.25)

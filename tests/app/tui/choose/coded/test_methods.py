@@ -15,7 +15,11 @@ from tests.app.tui.choose.opened import Opened
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
+from vlora_tui.recipe.model import AdapterInput, Input
+from vlora_tui.recipe.reader import parse_recipe
+from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.choose.text import percent
@@ -172,15 +176,124 @@ class TestMethods:
             await auto.settled(pilot)
             error = auto.session.figures().prediction.max_error
             await pilot.press("equals_sign")
-            now = auto.session.choosing
+            await auto.settled(pilot)
+            now, figures = auto.session.choosing, auto.session.figures()
             assert (now.method, now.goal[0], now.dtype) == ("delta", "k", "fp16")
-            assert auto.session.figures().prediction.max_error <= error
-            fewer = replace(now, k=now.k - 1)
-            assert auto.session.figures(fewer).prediction.max_error > error
+            aim = CompressionTarget("delta", max_error=float(f"{error:.4g}"))
+            exact = choose(auto.session.spectra, aim)
+            assert figures.choice.k == exact.k
+            assert figures.prediction == exact.prediction
+            assert len(set(exact.k.values())) > 1  # one k for all would take more bytes
+            flat = [
+                auto.session.figures(CompressionTarget("delta", k=k, dtype="fp16")).prediction
+                for k in range(1, auto.view.figures.tables.top("delta") + 1)
+            ]
+            least = min(f.nbytes for f in flat if f.max_error <= error)
+            assert figures.prediction.nbytes < least
+            assert f"k {now.k_range[0]}-{now.k_range[1]} " in auto.text(AdvicePane)
             await pilot.press("left_square_bracket")
-            assert auto.session.choosing == fewer
-            await pilot.press("u", "u")
+            fewer = auto.session.figures()
+            assert fewer.prediction.nbytes < figures.prediction.nbytes
+            assert fewer.choice.k == {
+                name: tuple(max(1, k - 1) for k in pair) for name, pair in exact.k.items()
+            }
+            await pilot.press("right_square_bracket")
+            assert auto.session.choosing == now
+            await pilot.press("n")  # a target: the k of every layer is chosen anew
+            assert auto.session.choosing == CompressionTarget("delta", max_error=0.05, dtype="fp16")
+            await pilot.press("u", "m")
             assert auto.session.choosing.method == "auto"
+
+        auto.use(steps)
+
+    def test_k_by_layer_stops_at_its_limits_and_comes_back_in_step(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("equals_sign")
+            await auto.settled(pilot)
+            tables, start = auto.view.figures.tables, auto.session.choosing
+            limits = {name: tables.layer_limits(name, "delta") for name in start.layers}
+            one = dict.fromkeys(limits, (1, 1))
+            for step, end in ((-1, one), (1, limits)):
+                seen = [start]
+                while True:
+                    auto.view.action_k(step)
+                    if auto.session.choosing == seen[-1]:
+                        break
+                    seen.append(auto.session.choosing)
+                assert auto.session.figures().choice.k == end
+                for before in seen[-2::-1]:
+                    auto.view.action_k(-step)
+                    assert auto.session.choosing == before
+
+        auto.use(steps)
+
+    def test_dtype_and_packing_stay_while_k_moves(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("equals_sign")
+            await auto.settled(pilot)
+            by_layer = auto.session.choosing
+            await pilot.press("c")
+            await auto.asked(pilot)
+            await auto.known(pilot)
+            await pilot.press("4")
+            await pilot.pause()
+            assert auto.session.choosing == replace(by_layer, quantize="int4")
+            for key in ("right_square_bracket", "left_square_bracket", "left_curly_bracket"):
+                await pilot.press(key)
+                now = auto.session.choosing
+                assert (now.quantize, now.dtype, now.goal[0]) == ("int4", "fp16", "k")
+            recipe = replace(auto.session.recipe(), input=Input((AdapterInput("a"),)))
+            assert parse_recipe(recipe.to_toml()).compress == recipe.compress
+
+        auto.use(steps)
+
+    def test_a_target_of_a_basis_is_kept_as_k_by_layer(self, measured: Path) -> None:
+        opened = Opened(
+            Spectra.load(measured), method="delta", max_error=0.2, dtype="fp16", quantize="int8"
+        )
+
+        async def steps(pilot: Any) -> None:
+            await opened.settled(pilot)
+            figures = opened.session.figures()
+            await pilot.press("right_square_bracket")  # the target moves, as it was set
+            assert opened.session.choosing == replace(figures.choosing, max_error=0.18)
+            await pilot.press("u", "equals_sign", "enter")
+            now = opened.session.choosing
+            assert opened.session.figures().choice.k == figures.choice.k
+            assert (now.goal[0], now.dtype, now.quantize) == ("k", "fp16", "int8")
+            assert opened.session.figures().prediction == figures.prediction
+            await pilot.press("equals_sign", "enter")  # nothing typed: it stays
+            assert opened.session.choosing == now
+            await pilot.press("equals_sign", "7", "enter")  # one k for all
+            assert opened.session.choosing == CompressionTarget(
+                "delta", k=7, dtype="fp16", quantize="int8"
+            )
+
+        opened.use(steps)
+
+    def test_another_method_aims_at_the_error_of_a_k_by_layer(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("equals_sign")
+            await auto.settled(pilot)
+            for _ in range(3):  # auto, own, columns
+                await pilot.press("m")
+            now = auto.session.choosing
+            assert (now.method, now.goal, now.layers) == ("columns", ("max_error", 0.05), {})
+
+        auto.use(steps)
+
+    def test_presets_after_k_by_layer_tell_what_they_take(self, auto: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await auto.settled(pilot)
+            await pilot.press("equals_sign")
+            await auto.settled(pilot)
+            presets = auto.view.query_one(AdvicePane).advice.presets
+            for preset in presets:
+                target = CompressionTarget("delta", max_error=preset.error, dtype="fp16")
+                assert preset.nbytes == choose(auto.session.spectra, target).prediction.nbytes
 
         auto.use(steps)
 
@@ -200,6 +313,7 @@ class TestMethods:
             await auto.settled(pilot)
             await pilot.press("c")
             await auto.asked(pilot)
+            await auto.known(pilot)
             assert "they go over to delta at the same target" in auto.asked_words()
             told = " ".join(" ".join(auto.screen_lines()).split())
             packed = auto.session.figures(
