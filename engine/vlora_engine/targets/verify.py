@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,6 @@ def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None)
     Raises:
         StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
     """
-    from vlora_engine.linalg.low_rank import relative_error
-
     where, meant = final or path, tidied(meant)
     try:
         written = open_adapter(path)
@@ -73,7 +71,7 @@ def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None)
         for name, tensor in meant.rest.items():
             if name not in rest or not same_bits(tensor, rest[name]):
                 raise _unlike(where, f"tensor {name} bit for bit", "another one, or none")
-        error = relative_error(_pairs(meant, written))
+        error = _error(meant, written)
     except StorageError:
         raise
     except VLoRAError as fault:
@@ -96,15 +94,15 @@ def require_alike(
         StorageError: It lacks a module or a rest tensor, or, where it should be ``exact``, differs
             by more than rounding.
     """
-    from vlora_engine.linalg.low_rank import relative_error
-
     missing = sorted(set(meant.layer_names) - set(back.layer_names))
     if missing:
         raise _unlike(where, f"the modules of {name}", f"not so: {missing[0]}")
     for key, tensor in meant.rest.items():
         if key not in back.rest or not same_bits(tensor, back.rest[key]):
             raise _unlike(where, f"tensor {key} of {name} bit for bit", "another one, or none")
-    error = relative_error((*_pairs(meant, MemorySource(back)), *_besides(meant, back)))
+    error = _error(
+        meant, MemorySource(back), [n for n in back.layer_names if n not in meant.lora_a]
+    )
     wide = {torch_name.dtype for torch_name in (*meant.lora_a.values(), *back.lora_a.values())}
     tolerance = max((ROUNDING.get(str(dtype), 1e-5) for dtype in wide), default=1e-5)
     if exact and not error <= tolerance:
@@ -112,12 +110,25 @@ def require_alike(
     return error
 
 
-def _besides(meant: LoRAWeights, back: LoRAWeights) -> Iterator[Any]:
-    """Modules that were not meant to be there, each against a dW of zero."""
-    for name in back.layer_names:
-        if name not in meant.lora_a:
-            a, b = back.lora_a[name].double(), back.scales[name] * back.lora_b[name].double()
-            yield (a[:1] * 0, b[:, :1] * 0), (a, b)
+def _error(meant: LoRAWeights, written: AdapterSource, besides: Sequence[str] = ()) -> float:
+    """The relative dW error; none, without any arithmetic, where all numbers are the same.
+
+    Args:
+        besides: Modules of ``written`` that were not meant to be there: each against a dW of zero.
+    """
+    from vlora_engine.linalg.low_rank import relative_error
+
+    if not besides and all(_is_same(meant, written, name) for name in meant.layer_names):
+        return 0.0
+    return relative_error((*_pairs(meant, written), *_against_zero(written, besides)))
+
+
+def _is_same(meant: LoRAWeights, written: AdapterSource, name: str) -> bool:
+    """Whether a module has the same numbers, all of them finite, under the same scale."""
+    pairs = zip((meant.lora_a[name], meant.lora_b[name]), written.read(name), strict=True)
+    return meant.scales[name] == written.scales[name] and all(
+        same_bits(one, other) and math.isfinite(float(one.double().sum())) for one, other in pairs
+    )
 
 
 def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:
@@ -127,6 +138,12 @@ def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:
             (meant.lora_a[name].double(), meant.scales[name] * meant.lora_b[name].double()),
             (a.double(), written.scales[name] * b.double()),
         )
+
+
+def _against_zero(written: AdapterSource, names: Sequence[str]) -> Iterator[Any]:
+    for name in names:
+        a, b = (factor.double() for factor in written.read(name))
+        yield (a[:1] * 0, b[:, :1] * 0), (a, written.scales[name] * b)
 
 
 def _unlike(path: Path, expected: str, found: str) -> StorageError:

@@ -13,6 +13,7 @@ from tests.witnesses import make
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import ParameterError, StorageError
+from vlora_engine.linalg import low_rank
 from vlora_engine.resizing import resize
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter, with_alpha
@@ -31,7 +32,27 @@ def deltas(weights: LoRAWeights) -> dict[str, torch.Tensor]:
 
 def test_what_was_written_reads_back(meant: LoRAWeights, tmp_path: Path) -> None:
     save_adapter(meant, tmp_path / "a")
-    assert verify_adapter(meant, tmp_path / "a") < 1e-12
+    assert verify_adapter(meant, tmp_path / "a") == 0
+
+
+def test_the_same_numbers_are_verified_without_arithmetic(
+    meant: LoRAWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(meant, tmp_path / "a")
+    monkeypatch.setattr(low_rank, "relative_error", None)
+    assert verify_adapter(meant, tmp_path / "a") == 0
+
+
+def test_numbers_that_are_not_finite_are_never_right(meant: LoRAWeights, tmp_path: Path) -> None:
+    save_adapter(meant, tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = meant.layer_names[0]
+    (key,) = (key for key in tensors if "lora_B" in key and name in key)
+    tensors[key][0, 0] = meant.lora_b[name][0, 0] = torch.nan
+    save_file(tensors, file)
+    with pytest.raises(StorageError, match="does not read back"):
+        verify_adapter(meant, tmp_path / "a")
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
