@@ -36,6 +36,7 @@ class Advice:
         words: The method and what is aimed at.
         ratio: Bytes of the originals over ``nbytes``.
         error: The worst adapter's, where that is not what is aimed at.
+        error_about: That is an estimate, as it is of packed numbers until they are built.
         about: The figures are estimates. so_far: What they are of, while adapters are measured.
         problem: Why the choice were not found.
     """
@@ -44,6 +45,7 @@ class Advice:
     nbytes: int | None = None
     ratio: float = 0.0
     error: float | None = None
+    error_about: bool = False
     about: bool = True
     so_far: str = ""
     problem: str = ""
@@ -121,7 +123,8 @@ class AdvicePane(Widget):
         ratio = f", {about}{advice.ratio:.3g}x smaller"
         if advice.ratio < 1:
             ratio = f", {about}{1 / max(advice.ratio, 1e-9):.3g}x larger"
-        error = "" if advice.error is None else f", worst {about}{percent(advice.error)}"
+        error_about = "~" if advice.about or advice.error_about else ""
+        error = "" if advice.error is None else f", worst {error_about}{percent(advice.error)}"
         so_far = f"  {advice.so_far}" if advice.so_far else ""
         than = " than the originals"
         for tail in (ratio + than + error, ratio + error, ratio, ""):

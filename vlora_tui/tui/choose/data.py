@@ -612,6 +612,7 @@ class LayerTables:
             error=None
             if prediction is None or session.choosing.goal[0] == "max_error"
             else prediction.max_error,
+            error_about=figures is not None and not figures.is_exact,
             about=is_rough(figures),
             so_far=so_far,
             problem="" if figures is None else (figures.problem or "").partition("\n")[0],

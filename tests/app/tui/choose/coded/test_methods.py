@@ -240,6 +240,8 @@ class TestMethods:
             await pilot.press("4")
             await pilot.pause()
             assert auto.session.choosing == replace(by_layer, quantize="int4")
+            worst = percent(auto.session.figures().prediction.max_error)
+            assert f"worst ~{worst}" in auto.view.query_one(AdvicePane).plain()
             for key in ("right_square_bracket", "left_square_bracket", "left_curly_bracket"):
                 await pilot.press(key)
                 now = auto.session.choosing
