@@ -93,7 +93,8 @@ def test_starting_a_job_without_a_state_directory_says_why(
         pilot.app.start_job(pilot.app.session.recipe())
         await settle(pilot)
         assert "The state directory cannot be used" in said[-1]
-        assert "--state-dir" in said[-1]
+        assert "set XDG_STATE_HOME to another folder" in said[-1]
+        assert "--" not in said[-1]
         assert pilot.app.is_running
 
     run(application, steps)
