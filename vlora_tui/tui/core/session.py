@@ -18,7 +18,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.text import problem_words
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
@@ -121,12 +121,13 @@ class Session:
         ruled_out = {path: (finding,) for path, finding in self.bad.items()}
         if self.spectra is None:
             return ruled_out
-        tasks = {task.name for task in self.spectra.tasks}
+        # By their places: names change when others of the same name are found.
+        tasks = {task.path or task.name for task in self.spectra.tasks}
         found = self.spectra.findings
         return ruled_out | {
             str(info.path): tuple(f for f in found if is_about(f, str(info.path)))
             for info in self.chosen
-            if info.name in tasks
+            if tasks & {info.name, printable(str(info.path))}
         }
 
     @property
