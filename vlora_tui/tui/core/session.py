@@ -18,7 +18,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.text import problem_words
-from vlora_tui.utils.formatting import printable, size
+from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
@@ -172,16 +172,17 @@ class Session:
         """One line about what is open: base model, number, size."""
         if self.manifest is not None and not self.marked:
             count = len(self.manifest.tasks)
-            return f"{self.manifest.path.name} · {count} tasks · {size(self.manifest.nbytes)}"
+            tasks = plural(count, "task")
+            return f"{self.manifest.path.name} · {tasks} · {size(self.manifest.nbytes)}"
         if not self.chosen:
-            return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
+            return f"{plural(len(self.infos), 'adapter')} found" if self.infos else "nothing open"
         included = self.included
         bases = {info.base_model or "?" for info in included}
         base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
         nbytes = size(sum(info.nbytes for info in included))
         out = len(self.chosen) - len(included)
         without = f" · {out} left out" if out else ""
-        return f"{base} · {len(included)} adapters · {nbytes}{without}"
+        return f"{base} · {plural(len(included), 'adapter')} · {nbytes}{without}"
 
     # the choice of k
 

@@ -350,7 +350,7 @@ class RunView(Desk):
             words = "Nothing is marked: <step.adapters>, then <adapters.mark> on an adapter."
             self.notify(keyed(words), severity="warning", markup=False)
             return
-        if recipe is None and self.host.bad_adapters.ask():
+        if recipe is None and self.host.bad_adapters.ask(self.action_start):
             return
         if recipe is None and len(self.session.groups) > 1:
             words = (
