@@ -316,6 +316,23 @@ def test_on_a_small_terminal_one_adapter_is_exported_of_what_was_built(
     assert written == ["task0"]
 
 
+def test_after_a_suspension_the_whole_screen_is_there_again(terminal: Open, home: Path) -> None:
+    for i in range(3):
+        make.write(home / "runs" / f"task{i}", make.factors(MODULES, seed=i))
+    tui = terminal(home / "runs")
+    before = tui.sees("3 found", "Details", "q Quit")
+    tui.press("C-z")  # there is no shell here: tmux wakes what has stopped
+    tui.press("Down")
+    moved = tui.until(lambda screen: "▌  task1" in screen, "the cursor moved")
+    whole = [line for line in before.splitlines() if "task" not in line]
+    after = tui.until(
+        lambda screen: [line for line in screen.splitlines() if "task" not in line] == whole,
+        "everything that was there before",
+    )
+    assert moved
+    assert "│▌  task1" in after
+
+
 @pytest.fixture
 def held(terminal: Open, store: JobStore, gate: Gate, home: Path) -> tuple[Terminal, Job, Path]:
     """The program with four adapters of a folder marked, and its job held after two layers."""

@@ -136,6 +136,7 @@ class VLoRAApp(BaseApp):
         yield Keys()
 
     def on_mount(self) -> None:
+        self.app_resume_signal.subscribe(self, lambda _: self.come_back())
         self.refresh_bar()
         self.call_after_refresh(self._begin)
 
@@ -185,6 +186,12 @@ class VLoRAApp(BaseApp):
             titled=bool(self.config["title"]),
             notifies=bool(self.config["notify"]),
         )
+
+    def come_back(self) -> None:
+        """Show everything again after another program had the terminal, its title too."""
+        self.action_repaint()
+        self.announcer.forget_title()
+        self.announcer.looked(self.jobs.views, self.jobs.is_own)
 
     def _is_seen(self, view: JobView) -> bool:
         """Whether the step in view shows a job: Run any, Choose k the one that measures."""
