@@ -101,6 +101,8 @@ class AdaptersView(View):
         self.finder = AdapterFinder(self, self._show, self._say_problem)
         self._sort = ("name", False)
         self._marks_before: list[dict[str, None]] = []
+        # Of the command line: a key that comes before it is looked into is not for the start page.
+        self._is_promised = bool(self.host.start_paths or getattr(self.app, "demo", None))
         self._had_rows = False
         self._sought: str | None = None  # an adapter to point at once it is listed
         self.finder.take_session()
@@ -188,6 +190,7 @@ class AdaptersView(View):
 
     def look_into(self, folders: list[str]) -> None:
         """Scan these places, one after another."""
+        self._is_promised = False
         self.finder.look_into(folders)
 
     def look_for(self, paths: list[str]) -> None:
@@ -224,6 +227,7 @@ class AdaptersView(View):
 
     def make_demo(self, path: str) -> None:
         """Make the demo collection there, then list it."""
+        self._is_promised = False
         self.finder.make_demo(path)
 
     def on_scan_news(self, event: ScanNews) -> None:
@@ -389,7 +393,8 @@ class AdaptersView(View):
 
     async def action_go(self) -> None:
         if self._on_start_page:
-            self.query_one(StartPage).choose()
+            if not self._is_promised:
+                self.query_one(StartPage).choose()
             return
         row = self.table.row
         if row is None:
