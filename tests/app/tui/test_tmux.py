@@ -299,7 +299,7 @@ def test_from_the_demo_to_an_evaluated_and_exported_adapter(
     exported = list((home / "demo").glob("adapters-subspace-adapters/*/adapter_config.json"))
     assert len(exported) == 18
     kinds = {job.info.kind: wait(job, PATIENCE).state for job in store.jobs()}
-    assert kinds["evaluate"] is State.FINISHED
+    assert kinds["eval"] is State.FINISHED
 
 
 def test_on_a_small_terminal_one_adapter_is_exported_of_what_was_built(
