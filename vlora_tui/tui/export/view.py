@@ -267,7 +267,7 @@ class ExportView(PaneView):
         if self._settings.doing == "merge":
             keys = f"{key('export.lighter')} {key('export.heavier')}"
             notes.append(f"{keys} change the weight")
-        notes += [f"{key('export.source')} lists {other} instead"] if others else []
+        notes += [f"{key('export.source')}: {other}"] if others else []
         self._items.show(
             self._settings, "; ".join(notes), kept=self._details.kept, stale=self._details.is_stale
         )
