@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from tests.app.tui.drive import run, screen_lines, until
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
@@ -38,6 +38,7 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_tui.cli import main
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.core.bad_adapters import BROKEN
 from vlora_tui.tui.core.likeness import Group, likeness_of
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.inspect import queries as inspect_queries
@@ -199,7 +200,7 @@ def test_what_cannot_be_used_is_said_first_and_leads_to_its_fix(measured: Sessio
         await pilot.press("enter")
         await pilot.pause()
         assert pilot.app.view.id == "adapters"
-        assert [row.path for row in pilot.app.query_one("#adapters-table", Table).rows] == [path]
+        assert pilot.app.query_one("#adapters-filter", Input).value == BROKEN
 
     look(measured, steps, pane=OPENS)
 

@@ -371,7 +371,7 @@ def test_a_merge_goes_on_to_export(tmp_path: Path) -> None:
         assert app.view.command_text() is not None
         await pilot.press("1", "u")
         assert len(app.session.marked) == 2  # the marks of before are an undo away
-        await pilot.press("3", "v")
+        await app.show_adapters([str(merged)])
         await pilot.pause()
         row = app.query_one("#adapters-table", Table).row
         assert row.path == str(merged)
