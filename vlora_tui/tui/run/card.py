@@ -422,8 +422,9 @@ def adapters_of(view: JobView | None) -> list[str]:
     """The adapters that a job has merged into one or resized: each is there to be exported."""
     if view is None:
         return []
-    made = [*view.all(events.Merged), *view.all(events.Resized)]
-    return [event.path for event in made if os.path.isdir(event.path)]
+    made = [event.path for event in view.all(events.Merged)]
+    made += [event.path for event in view.all(events.Resized)]
+    return [path for path in made if os.path.isdir(path)]
 
 
 def card_text(card: Card, width: int, *, ascii_only: bool = False) -> Text:
