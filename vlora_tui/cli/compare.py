@@ -218,7 +218,7 @@ def _show_remarkable(out: Output, data: dict[str, Any]) -> None:
     for row in data["duplicates"]:
         out.text(f"duplicates: {listed(row['names'])} ({sameness(row)})")
     for row in data["runs"]:
-        kind = "checkpoints of one run" if row["kind"] == "run" else "of one beginning"
+        kind = "checkpoints of one run" if row["kind"] == "run" else "started from the same weights"
         out.text(f"{kind}: {listed(row['names'])} ({row['how']})")
     for row in data["outliers"]:
         reasons = row["reasons"][:REASONS]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import Catalog
 
 DEFAULT = "vlora-demo"
+EXACT = 1e-6  # a smaller error of dW is rounding
 
 
 def demo(
@@ -157,8 +158,8 @@ class Story:
                 self._step(
                     6,
                     "exported",
-                    f"{exported} to {self.folder}/exported, each read back: off by {worst:.0e} "
-                    "at most",
+                    f"{exported} to {self.folder}/exported, each read back: "
+                    + ("the same dW" if worst < EXACT else f"dW off by at most {percent(worst)}"),
                 )
 
     def end(self, data: dict[str, Any]) -> None:
@@ -187,16 +188,24 @@ class Story:
 
         for row in cost_rows(Spectra.load(path)):
             if row["method"] == "delta" and row["k"] in (4, 16, 64, 256):
-                self._more(
-                    f"k = {row['k']:<3} {percent(row['mean_error']):>7} on average, "
-                    f"{percent(row['max_error']):>7} at worst, {times(row['ratio'])} smaller"
-                )
+                self._more(f"k = {row['k']:<3} {_errors(row)}, {_how_small(row['ratio'])}")
 
     def _step(self, number: int, what: str, text: str) -> None:
         self.out.text(f"{number}  {what:<11} {text}")
 
     def _more(self, text: str) -> None:
         self.out.text(f"{'':15}{text}")
+
+
+def _errors(row: dict[str, Any]) -> str:
+    """The mean and the worst error of a row, to be read below one another."""
+    if row["max_error"] < EXACT:
+        return f"{'exact, but for rounding':<32}"
+    return f"{percent(row['mean_error']):>7} on average, {percent(row['max_error']):>7} at worst"
+
+
+def _how_small(ratio: float) -> str:
+    return f"{times(ratio)} smaller" if ratio >= 1 else f"{times(1 / ratio)} larger"
 
 
 def why(error: dict[str, Any]) -> tuple[str, str]:

@@ -197,7 +197,7 @@ def _runs(analysis: Mapping[str, Any]) -> list[str]:
             name if steps is None or steps[i] is None else f"{name} (step {steps[i]})"
             for i, name in enumerate(row["names"])
         ]
-        kind = "One run" if row["kind"] == "run" else "One beginning"
+        kind = "One run" if row["kind"] == "run" else "Same starting weights"
         rows.append(f"- {kind}: {_listed(named)}: {_plain(row['how'])}")
     return ["## Checkpoints of one run", "", *rows, ""]
 

@@ -184,7 +184,7 @@ def _grown_run(cosines: Array, order: Sequence[int]) -> Run:
 
 def _start(cosines: Array, members: Sequence[int]) -> Run:
     least = _least(cosines, members)
-    how = f"A begins alike (cosine from {least:.2f}): one run, or one seed; no order tells which"
+    how = f"A is alike (cosine {least:.2f} or more): one run, or one seed; the order is not known"
     return Run(tuple(members), "start", None, None, least, None, how)
 
 

@@ -37,6 +37,11 @@ def test_the_demo_end_to_end(cli: Cli, place: Path) -> None:
     told = cli("demo", place)
     assert told.err == ""
     _, _, left = told.out.partition("left out: broken-nan: ")
+    assert "exact, but for rounding" in told.out
+    assert "smaller" in told.out
+    assert "x larger" in told.out
+    assert "each read back: the same dW" in told.out
+    assert "e-0" not in told.out
     assert left.startswith("The adapter holds NaN (1 of 2048 entries not finite)\n")
     assert left.splitlines()[1].strip().startswith("tensor model.layers.")
     assert "no task above 5 %" in told.out

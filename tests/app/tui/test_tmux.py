@@ -36,13 +36,14 @@ pytestmark = [
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = 60.0  # for one screen; only a broken test waits so long
+JOB_PATIENCE = 300.0  # for the end of a job on a machine that others use too
 LOOK_SECONDS = 0.1
 
 
 class Terminal:
-    """The program in a terminal of 120 x 36, on a tmux server of its own."""
+    """The program in a terminal, on a tmux server of its own."""
 
-    def __init__(self, place: Path, *words: object) -> None:
+    def __init__(self, place: Path, *words: object, size: tuple[int, int] = (120, 36)) -> None:
         self._server = f"vlora-{uuid.uuid4().hex[:12]}"
         self._environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("TMUX")},
@@ -54,7 +55,8 @@ class Terminal:
         }
         self._last = ""
         program = [sys.executable, "-m", "vlora_tui", *map(str, words)]
-        done = self._tmux("new-session", "-d", "-x", "120", "-y", "36", *program)
+        columns, lines = map(str, size)
+        done = self._tmux("new-session", "-d", "-x", columns, "-y", lines, *program)
         assert done.returncode == 0, done.stderr
         self.pid = int(self._tmux("display-message", "-p", "#{pane_pid}").stdout)
 
@@ -77,13 +79,13 @@ class Terminal:
         self._last = done.stdout.rstrip("\n")
         return self._last
 
-    def until(self, holds: Callable[[str], object], what: str) -> str:
+    def until(self, holds: Callable[[str], object], what: str, patience: float = PATIENCE) -> str:
         """Look at the screen until ``holds(screen)``; the screen that it was."""
         __tracebackhide__ = True
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not holds(screen := self.screen):
             if time.monotonic() > end:
-                pytest.fail(f"in {PATIENCE:.0f} s it never came to this: {what}\n{self._last}")
+                pytest.fail(f"in {patience:.0f} s it never came to this: {what}\n{self._last}")
             time.sleep(LOOK_SECONDS)
         return screen
 
@@ -119,8 +121,8 @@ def terminal() -> Iterator[Open]:
     opened: list[Terminal] = []
     with tempfile.TemporaryDirectory(prefix="vlora-tmux-") as place:
 
-        def open_one(*words: object) -> Terminal:
-            opened.append(Terminal(Path(place), *words))
+        def open_one(*words: object, size: tuple[int, int] = (120, 36)) -> Terminal:
+            opened.append(Terminal(Path(place), *words, size=size))
             return opened[-1]
 
         yield open_one
@@ -246,6 +248,93 @@ def test_the_same_way_with_real_adapters(
     assert len(manifest.tasks) == count
     assert len(manifest.layers) == 36
     assert {(layer.k_a, layer.k_b) for layer in manifest.layers} == {(8, 8)}
+
+
+# Each key, and what the screen says of it at that moment, for who has never seen the program.
+DEMO_STORY = (
+    ("Enter marks all that fit", "Enter"),
+    ("19 marked", "[ 2 Choose k ]", "2"),
+    ("broken-nan", "The adapter holds NaN", "Enter select", "skip and continue", "Enter"),
+    ("auto, worst 5 %", "smaller than the originals", "[ w Build ]", "w"),
+    ("18 adapters", "verified, worst", "[ e Evaluate ]", "e"),
+    ("made by the demo", "[ w Evaluate 18 tasks ]", "w"),
+    ("Same next token", "[ E Export ]", "E"),
+    ("18 of 18 marked", "[ w Write 18 adapters ]", "w"),
+)
+ONE_STORY = (
+    ("Enter marks all that fit", "Enter"),
+    ("9 marked", "[ 2 Choose k ]", "2"),
+    ("auto, worst 5 %", "smaller than the originals", "[ w Build ]", "w"),
+    ("9 adapters", "verified, worst", "[ E Export ]", "E"),
+    ("9 of 9 marked", "+ all or none", "+"),
+    ("0 of 9 marked", "Space marks one", "Space"),
+    ("1 of 9 marked", "[ w Write 1 adapter ]", "w"),
+)
+MOST_KEYS = 12
+
+
+def walk(tui: Terminal, story: tuple[tuple[str, ...], ...]) -> None:
+    """Press the keys of a story, each once the screen has said it and no job is under way."""
+    assert len(story) <= MOST_KEYS
+    for *said, key in story:
+        tui.until(
+            lambda screen, said=said: (
+                all(text in screen for text in said)
+                and ("skip and continue" in said or "job:" not in screen)
+            ),
+            " and ".join(said),
+            JOB_PATIENCE,
+        )
+        tui.press(key)
+
+
+def test_from_the_demo_to_an_evaluated_and_exported_adapter(
+    terminal: Open, store: JobStore, home: Path
+) -> None:
+    tui = terminal("demo", home / "demo")
+    walk(tui, DEMO_STORY)
+    tui.until(lambda screen: "Done: 18 written" in screen, "all are written", JOB_PATIENCE)
+    screen = tui.sees("18 read back, the same", "[ v Open result ]")
+    assert "[ Writing ]" not in screen
+    exported = list((home / "demo").glob("adapters-subspace-adapters/*/adapter_config.json"))
+    assert len(exported) == 18
+    kinds = {job.info.kind: wait(job, PATIENCE).state for job in store.jobs()}
+    assert kinds["eval"] is State.FINISHED
+
+
+def test_on_a_small_terminal_one_adapter_is_exported_of_what_was_built(
+    terminal: Open, store: JobStore, home: Path
+) -> None:
+    folder = home / "runs"
+    for i in range(9):
+        make.write(folder / f"task{i}", make.factors(MODULES, seed=i))
+    tui = terminal(folder, size=(80, 24))
+    walk(tui, ONE_STORY)
+    tui.until(lambda screen: "1 written" in screen, "it is written", JOB_PATIENCE)
+    tui.sees("1 read back, the same")
+    written = [path.parent.name for path in home.glob("runs-subspace-adapters/*/adapter_model.*")]
+    assert written == ["task0"]
+
+
+def test_after_a_suspension_the_whole_screen_is_there_again(terminal: Open, home: Path) -> None:
+    for i in range(3):
+        make.write(home / "runs" / f"task{i}", make.factors(MODULES, seed=i))
+    tui = terminal(home / "runs")
+    before = tui.sees("3 found", "Details", "q Quit")
+    tui.press("C-z")  # there is no shell here: tmux wakes what has stopped
+
+    def moved(screen: str) -> bool:
+        if "▌  task2" in screen:
+            return True
+        tui.press("Down")  # again: what was typed meanwhile is lost with the terminal's queue
+        return False
+
+    tui.until(moved, "the cursor on the last row")
+    whole = [line for line in before.splitlines() if "task" not in line]
+    tui.until(
+        lambda screen: [line for line in screen.splitlines() if "task" not in line] == whole,
+        "everything that was there before",
+    )
 
 
 @pytest.fixture

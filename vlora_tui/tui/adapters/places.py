@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, is_hub_place
@@ -23,6 +25,13 @@ def place_words(address: str) -> str:
     if address.startswith(SEARCH_PLACE):
         return f"the Hub: adapters of {clean(address.removeprefix(SEARCH_PLACE))}"
     return tilde(address)
+
+
+def places_of(paths: Sequence[str]) -> list[str]:
+    """Where to look for these: several in one folder are that folder, a single one is itself."""
+    beside = Counter(os.path.dirname(path) for path in paths)
+    above = {path: os.path.dirname(path) for path in paths}
+    return list(dict.fromkeys(above[p] if beside[above[p]] > 1 else p for p in paths))
 
 
 def current_folder() -> str:

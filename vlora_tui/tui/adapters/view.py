@@ -17,7 +17,7 @@ from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
 from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews, clean_lines
 from vlora_tui.tui.adapters.open_folder import OpenFolder
-from vlora_tui.tui.adapters.places import current_folder, place_words
+from vlora_tui.tui.adapters.places import current_folder, place_words, places_of
 from vlora_tui.tui.adapters.reach import ReachTold, Repaired
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
@@ -101,6 +101,10 @@ class AdaptersView(View):
         self.finder = AdapterFinder(self, self._show, self._say_problem)
         self._sort = ("name", False)
         self._marks_before: list[dict[str, None]] = []
+        # Of the command line: a key that comes before it is looked into is not for the start page.
+        self._is_promised = bool(self.host.start_paths or getattr(self.app, "demo", None))
+        self._had_rows = False
+        self._sought: str | None = None  # an adapter to point at once it is listed
         self.finder.take_session()
         self._show()
         self.call_after_refresh(self._complete)
@@ -118,8 +122,12 @@ class AdaptersView(View):
         return bool(self.query(Body))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """On the start page there is nothing to mark, sort or clear."""
-        return action not in _ON_ROWS or not self._on_start_page
+        """Without rows there is nothing to mark, sort or clear; while they come, nor to open."""
+        if not self.is_mounted:
+            return action not in _ON_ROWS
+        if self._is_complete and self.finder.making and action in ("go", "open"):
+            return False
+        return action not in _ON_ROWS or bool(not self._on_start_page and self.finder.rows)
 
     # what the application asks
 
@@ -182,7 +190,36 @@ class AdaptersView(View):
 
     def look_into(self, folders: list[str]) -> None:
         """Scan these places, one after another."""
+        self._is_promised = False
         self.finder.look_into(folders)
+
+    def look_for(self, paths: list[str]) -> None:
+        """List these adapters, where they are not yet, and put the cursor on the first."""
+        self._sought = paths[0] if paths else None
+        new = [path for path in paths if path not in self.finder.rows]
+        if new:
+            self.look_into(places_of(new))
+        else:
+            self._point()
+
+    def _point(self) -> None:
+        """Put the cursor on what was sought, once it is listed."""
+        if self._sought in self.finder.rows:
+            sought, self._sought = self._sought, None
+            self.find(sought)
+
+    def mark_alone(self, paths: list[str]) -> None:
+        """Mark these adapters and no others, now or once they are found."""
+        self._remember_marks()
+        self.session.marked.clear()
+        new = [path for path in paths if path not in self.session.infos]
+        for path in paths:
+            if path not in new:
+                self.session.mark(path, True)
+        if new:
+            self.mark_when_found(dict.fromkeys(new))
+            self.look_into(places_of(new))
+        self.post_message(CollectionChanged())
 
     def mark_when_found(self, names: Mapping[str, str | None]) -> None:
         """Mark the adapters at or below these paths once they are found, and name them so."""
@@ -190,10 +227,12 @@ class AdaptersView(View):
 
     def make_demo(self, path: str) -> None:
         """Make the demo collection there, then list it."""
+        self._is_promised = False
         self.finder.make_demo(path)
 
     def on_scan_news(self, event: ScanNews) -> None:
         self.finder.take(event)
+        self._point()
 
     def on_reach_told(self, event: ReachTold) -> None:
         self.finder.take_reach(event)
@@ -354,7 +393,8 @@ class AdaptersView(View):
 
     async def action_go(self) -> None:
         if self._on_start_page:
-            self.query_one(StartPage).choose()
+            if not self._is_promised:
+                self.query_one(StartPage).choose()
             return
         row = self.table.row
         if row is None:
@@ -510,6 +550,9 @@ class AdaptersView(View):
                 self._focus()
         if empty:
             return
+        if bool(self.finder.rows) != self._had_rows:  # other keys are of use now
+            self._had_rows = bool(self.finder.rows)
+            self.screen.refresh_bindings()
         fits = keep(self._line.value, self.session.marked, self.finder.places)
         rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
@@ -567,7 +610,9 @@ class AdaptersView(View):
             broken = sum(row.error is not None for row in self.finder.rows.values())
             tail = f"   {broken} cannot be used" if broken else ""
             one, group, everything = (key(f"adapters.{name}") for name in ("mark", "group", "all"))
-            return f"{one} marks one, {group} its group, {everything} all shown{tail}"
+            fitting = key("adapters.go")
+            words = f"{fitting} marks all that fit, {one} one, {group} a group, {everything} all"
+            return f"{words}{tail}"
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
         out = len(chosen) - len(self.session.included)

@@ -54,6 +54,10 @@ class Announcer:
             if _took(view) >= LONG_SECONDS:
                 self._tell(view)
 
+    def forget_title(self) -> None:
+        """The terminal's title was given back, and taken again: it says nothing of jobs."""
+        self._title = NAME
+
     def _show_title(self, view: JobView | None) -> None:
         words = NAME
         if view is not None and view.progress is not None and view.progress.total:

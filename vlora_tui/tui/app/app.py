@@ -136,6 +136,7 @@ class VLoRAApp(BaseApp):
         yield Keys()
 
     def on_mount(self) -> None:
+        self.app_resume_signal.subscribe(self, lambda _: self.come_back())
         self.refresh_bar()
         self.call_after_refresh(self._begin)
 
@@ -185,6 +186,12 @@ class VLoRAApp(BaseApp):
             titled=bool(self.config["title"]),
             notifies=bool(self.config["notify"]),
         )
+
+    def come_back(self) -> None:
+        """Show everything again after another program had the terminal, its title too."""
+        self.action_repaint()
+        self.announcer.forget_title()
+        self.announcer.looked(self.jobs.views, self.jobs.is_own)
 
     def _is_seen(self, view: JobView) -> bool:
         """Whether the step in view shows a job: Run any, Choose k the one that measures."""
@@ -248,9 +255,18 @@ class VLoRAApp(BaseApp):
         return STEPS
 
     async def show_adapters(self, places: list[str]) -> None:
-        """Go to the adapters, and look into these places too."""
+        """Go to the adapters, look into these places too, and point at the first of them."""
         await self.show_step("adapters")
-        self._adapters().look_into(places)
+        self._adapters().look_for(places)
+
+    async def export_adapters(self, paths: list[str]) -> None:
+        """Mark these adapters alone, and go to Export with them."""
+        self.session.manifest = None
+        self._adapters().mark_alone(paths)
+        if all(path in self.session.marked for path in paths):
+            await self.show_step("export")
+        else:  # they are scanned first
+            self._wanted_step = "export"
 
     @property
     def view(self) -> View | None:
@@ -271,6 +287,8 @@ class VLoRAApp(BaseApp):
         async with self._showing:  # a key may ask for a view that is just being made
             self._begin_batch()  # step, status line and keys come into sight together
             try:
+                if switcher.current != step_id:
+                    self._leave_step()
                 if not switcher.query(f"#{step_id}"):
                     step = next(step for step in STEPS if step.id == step_id)
                     module = importlib.import_module(step.module)
@@ -282,6 +300,11 @@ class VLoRAApp(BaseApp):
                     self.view.shown()
             finally:
                 self.call_later(self._end_batch)  # behind the focus that the step asked for
+
+    def _leave_step(self) -> None:
+        """What was only about the step that goes out of view goes with it: its keys and words."""
+        self.set_focus(None)
+        self.forget_advice()
 
     @on(SessionChanged)
     def show_change(self, change: SessionChanged) -> None:

@@ -84,7 +84,7 @@ class BaseApp(FaultNet):
         raise NotImplementedError
 
     async def show_adapters(self, places: list[str]) -> None:
-        """Go to the adapters, and look into these places too."""
+        """Go to the adapters, look into these places too, and point at the first of them."""
         raise NotImplementedError
 
     @property
@@ -200,6 +200,12 @@ class BaseApp(FaultNet):
         super().notify(message, **given)
         with suppress(ScreenStackError):
             self.call_after_refresh(self._place_messages, message)
+
+    def forget_advice(self) -> None:
+        """Take away messages that said what to do next; what went wrong stays to be read."""
+        for message in list(self._notifications):
+            if message.severity != "error":
+                self._unnotify(message)
 
     def _place_messages(self, message: str) -> None:
         lines = 3 + sum(1 + len(line) // MESSAGE_WIDTH for line in message.split("\n"))

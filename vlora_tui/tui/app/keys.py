@@ -53,9 +53,11 @@ class Keys(Widget):
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._renew)
+        self.app.screen_change_signal.subscribe(self, self._renew)
 
     def on_unmount(self) -> None:
         self.screen.bindings_updated_signal.unsubscribe(self)
+        self.app.screen_change_signal.unsubscribe(self)
 
     def _renew(self, screen: Screen[Any]) -> None:
         if self.is_attached and tuple(self.shown) != self._drawn:
@@ -78,9 +80,11 @@ class Keys(Widget):
         return fitting
 
     def _of_use(self) -> list[ShownKey]:
-        view: View | None = getattr(self.app, "view", None)
+        screen = self.app.screen
+        # A dialog takes all keys: those of the step below it do nothing.
+        view: View | None = getattr(self.app, "view", None) if screen is self.screen else None
         keys: dict[str, ShownKey] = {}
-        for active in self.screen.active_bindings.values():
+        for active in screen.active_bindings.values():
             binding = active.binding
             if not binding.show or not active.enabled or binding.action in keys:
                 continue

@@ -6,7 +6,7 @@ the person is asked once: leave them out and go on, look at them, or stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,12 @@ class BadAdapterPrompt:
 
     # what is asked
 
-    def ask(self) -> bool:
-        """Ask about bad adapters that are marked; False if there are none to decide on."""
+    def ask(self, then: Callable[[], None] | None = None) -> bool:
+        """Ask about bad adapters that are marked; False if there are none to decide on.
+
+        Args:
+            then: What was wanted, done once they are left out.
+        """
         session = self._session
         bad = session.undecided
         if not bad:
@@ -103,6 +107,8 @@ class BadAdapterPrompt:
         def answered(answer: str | None) -> None:
             if answer == LEAVE:
                 self._leave_out(bad)
+                if then is not None:
+                    then()
             elif answer == SHOW:
                 self._show()
             elif answer == STOP:

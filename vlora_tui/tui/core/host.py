@@ -76,7 +76,10 @@ class Host(Protocol):
         """Bring a step into view."""
 
     async def show_adapters(self, places: list[str]) -> None:
-        """Go to the adapters, and look into these places too."""
+        """Go to the adapters, look into these places too, and point at the first of them."""
+
+    async def export_adapters(self, paths: list[str]) -> None:
+        """Mark these adapters alone, and go to Export with them."""
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""

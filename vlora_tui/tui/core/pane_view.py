@@ -73,12 +73,12 @@ class PaneView(View):
         self.query_one(PaneTabs).show(tabs, self.pane)
 
     def go_to_pane(self, pane: str) -> None:
-        """Bring a pane into view and give it the focus; nothing where there is none of this id.
+        """Bring a pane into view and give it the focus; nothing where it is not there now.
 
         Which pane had the focus is not known before the first was shown.
         """
         wanted = self._pane_called(pane)
-        if wanted is None:
+        if wanted is None or pane not in [tab.id for tab in self.panes()]:
             return
         if self.app.screen.maximized is not None:
             self.app.screen.minimize()

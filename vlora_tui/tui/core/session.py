@@ -18,7 +18,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.text import problem_words
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
@@ -121,12 +121,13 @@ class Session:
         ruled_out = {path: (finding,) for path, finding in self.bad.items()}
         if self.spectra is None:
             return ruled_out
-        tasks = {task.name for task in self.spectra.tasks}
+        # By their places: names change when others of the same name are found.
+        tasks = {task.path or task.name for task in self.spectra.tasks}
         found = self.spectra.findings
         return ruled_out | {
             str(info.path): tuple(f for f in found if is_about(f, str(info.path)))
             for info in self.chosen
-            if info.name in tasks
+            if tasks & {info.name, printable(str(info.path))}
         }
 
     @property
@@ -171,16 +172,17 @@ class Session:
         """One line about what is open: base model, number, size."""
         if self.manifest is not None and not self.marked:
             count = len(self.manifest.tasks)
-            return f"{self.manifest.path.name} · {count} tasks · {size(self.manifest.nbytes)}"
+            tasks = plural(count, "task")
+            return f"{self.manifest.path.name} · {tasks} · {size(self.manifest.nbytes)}"
         if not self.chosen:
-            return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
+            return f"{plural(len(self.infos), 'adapter')} found" if self.infos else "nothing open"
         included = self.included
         bases = {info.base_model or "?" for info in included}
         base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
         nbytes = size(sum(info.nbytes for info in included))
         out = len(self.chosen) - len(included)
         without = f" · {out} left out" if out else ""
-        return f"{base} · {len(included)} adapters · {nbytes}{without}"
+        return f"{base} · {plural(len(included), 'adapter')} · {nbytes}{without}"
 
     # the choice of k
 

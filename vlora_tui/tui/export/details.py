@@ -292,7 +292,7 @@ def row_text(row: Row, target: str | None, outcome: Outcome, tones: Tones) -> Te
     if row.opinion is None or target is None:
         text.rstrip()
         return text
-    label = find_target(target).label
+    label = find_target(target).label.replace("The ", "the ", 1)
     for finding in row.opinion.stays:
         _finding(text, finding, tones)
     if row.opinion.fixed:

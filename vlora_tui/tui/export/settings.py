@@ -20,6 +20,7 @@ from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.merging.settings import MergeRequest
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.fit import STORED
+from vlora_engine.utils.ranking import by_number
 from vlora_tui.pipeline.disk_space import adapter_bytes
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def tasks_of(manifest: Manifest) -> Source:
     """The tasks of a subspace."""
     items = (
         Item(task.id, task.rank, task.error, adapter_bytes(manifest, task))
-        for _, task in sorted(manifest.tasks.items())
+        for _, task in sorted(manifest.tasks.items(), key=lambda row: by_number(row[0]))
     )
     return Source("subspace", manifest.path.absolute(), tuple(items))
 
@@ -189,7 +190,7 @@ def adapters_of(infos: Sequence[AdapterInfo]) -> Source:
     """Adapters as they lie."""
     items = (
         Item(info.name, info.rank, None, info.nbytes + ABOUT_BYTES, str(info.path), info.group)
-        for info in infos
+        for info in sorted(infos, key=lambda info: by_number(info.name))
     )
     return Source("adapters", None, tuple(items))
 

@@ -262,11 +262,12 @@ class ExportView(PaneView):
 
     def _draw_items(self) -> None:
         others = self.session.manifest is not None and self.session.marked
-        other = "the tasks of the subspace" if self._is_input else "the marked adapters"
-        notes = [f"{key('export.source')} lists {other} instead"] if others else []
+        other = "the tasks" if self._is_input else "the marked adapters"
+        notes = [f"{key('export.mark')} marks one, {key('export.all')} all or none"]
         if self._settings.doing == "merge":
             keys = f"{key('export.lighter')} {key('export.heavier')}"
-            notes.append(f"weights: {keys} move, {key('export.weight')} types")
+            notes.append(f"{keys} change the weight")
+        notes += [f"{key('export.source')}: {other}"] if others else []
         self._items.show(
             self._settings, "; ".join(notes), kept=self._details.kept, stale=self._details.is_stale
         )
@@ -304,7 +305,7 @@ class ExportView(PaneView):
     def _buttons(self) -> list[Button]:
         """What can be done now; or why nothing is written."""
         view, plan = self.job.view, self._plan
-        if self.job.is_expected or (view is not None and not view.state.is_over):
+        if self.job.is_expected if view is None else not view.state.is_over:
             return [Button("", "Writing")]
         label, can_start = start_label(self._settings, plan, self._marked)
         start = Button("export.start", label, "start") if can_start else Button("", label)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from textual.widgets import Input
 
+from vlora_tui.tui.core.bad_adapters import BROKEN
 from vlora_tui.tui.core.messages import AdaptersWanted
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect.finding_rows import module_in
@@ -57,6 +58,8 @@ class Navigation:
         if sentence is None:
             return
         match sentence.topic:
+            case "unusable":
+                self._view.post_message(AdaptersWanted(BROKEN))
             case "no outlier":
                 self._view.go_to_pane("inspect-apart")
             case "not measured":

@@ -20,13 +20,15 @@ from vlora_tui.tui.inspect.sentences import (
     about_adapters,
     about_interference,
     about_subspace,
+    about_unusable,
     not_measured,
 )
 from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
 from vlora_tui.tui.inspect.summary import SummaryPane
 from vlora_tui.tui.inspect.tasks import TasksPane
-from vlora_tui.tui.key_names import keyed
+from vlora_tui.tui.key_names import key, keyed
+from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.tabs import Tab
 
 if TYPE_CHECKING:
@@ -140,7 +142,13 @@ class InspectPanes:
             conflict = [not_measured(len(alike.measured))]
         measuring = alike.asking is not None and found is None
         words = keyed("Measuring interference… (<inspect.stop> to stop)") if measuring else ""
-        self.summary.show(about_adapters(likeness, spectra, state.kin, conflict), state=words)
+        rows = about_adapters(likeness, spectra, state.kin, conflict)
+        bad = {
+            session.infos[path].name: clean(finding.what)
+            for path, finding in session.bad.items()
+            if path in session.marked and path in session.infos
+        }
+        self.summary.show([*about_unusable(bad), *rows], state=words)
 
     def share_out(self) -> None:
         """Give the matrix and the layers the lines that each can use."""
@@ -183,6 +191,9 @@ class InspectPanes:
             return keyed(
                 "Measuring… <step.choose> shows the layers that are done, <step.run> the job."
             )
+        if self._session.spectra is None and (count := len(self._session.included)):
+            marked = plural(count, "marked adapter")
+            return f"Not measured yet: {key('step.choose')} measures the {marked}."
         return why_no_likeness(self._session.spectra)
 
     def draw_outliers(self) -> None:

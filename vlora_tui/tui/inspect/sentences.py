@@ -5,7 +5,7 @@ All of it is taken from figures that are there. No widget.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
 
 Topic = Literal[
-    "similar", "outlier", "no outlier", "interference", "not measured", "task", "error", "bits"
+    "unusable",
+    "similar",
+    "outlier",
+    "no outlier",
+    "interference",
+    "not measured",
+    "task",
+    "error",
+    "bits",
 ]
 NEAR = 0.9  # the cosine from which on adapters are near copies
 GROUPS, OUTLIERS, LAYERS, NAMES = 3, 2, 3, 4  # that are told of at most
 PICTURES = {
+    "unusable": "the fix, in Adapters",
     "similar": "the matrix at this pair",
     "outlier": "its layers",
     "no outlier": "the list of outliers",
@@ -65,6 +74,17 @@ class Sentence:
 # of adapters
 
 
+def about_unusable(bad: Mapping[str, str]) -> list[Sentence]:
+    """Which adapters were ruled out; ``bad`` says by name what is wrong with each."""
+    if not bad:
+        return []
+    names = list(bad)
+    words = f"{clean(names[0])} cannot be used: {bad[names[0]]}"
+    if len(names) > 1:
+        words = f"{_listed([clean(name) for name in names])} cannot be used."
+    return [Sentence("unusable", words, warns=True)]
+
+
 def about_adapters(
     likeness: Likeness, spectra: Spectra, kin: Kin | None, conflict: Sequence[Sentence]
 ) -> list[Sentence]:
@@ -76,12 +96,15 @@ def about_adapters(
 
 def _similar(likeness: Likeness, kin: Kin) -> list[Sentence]:
     """Copies, near copies and runs; without any, the two that are most similar."""
-    known = [set(group.members) for group in kin.groups]
+    # Who began alike and ended alike is a near copy first of all.
+    told = [g for g in kin.groups if g.kind != "start" or g.least < NEAR]
+    known = [set(group.members) for group in told]
     near = [g for g in likeness.groups(NEAR) if not any(set(g.members) <= m for m in known)]
-    groups = [*kin.groups, *near]
+    groups = [*told, *near]
     if groups:
-        shown = [_of_group(likeness, group) for group in groups[:GROUPS]]
-        more = len(groups) - len(shown)
+        rows = [_of_group(likeness, group) for group in groups]
+        shown = sorted(rows, key=lambda row: not row.warns)[:GROUPS]
+        more = len(rows) - len(shown)
         if more:
             words = f"{shown[-1].text} Groups lists {plural(more, 'more group')}."
             shown[-1] = Sentence("similar", words, shown[-1].pair)

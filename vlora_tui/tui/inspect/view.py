@@ -78,6 +78,7 @@ class InspectView(PaneView):
         yield line
 
     def on_mount(self) -> None:
+        self._known: list[str] = []  # the panes that there were when it was last shown
         self.state = InspectState(self.session)
         self.contents = InspectPanes(self, self.state)
         self.navigation = Navigation(self, self.state, self.contents)
@@ -94,7 +95,10 @@ class InspectView(PaneView):
         self.state.follow_manifest()
         self.contents.draw()
         if not self.has_class("empty"):
-            self.go_to_pane(self.pane or self.panes()[0].id)
+            ids = [tab.id for tab in self.panes()]
+            # Where there is more to see than last time, the first pane says what.
+            self.go_to_pane(self.pane if self.pane and ids == self._known else ids[0])
+            self._known = ids
 
     def changed(self, change: SessionChanged) -> None:
         if not isinstance(change, JobsChanged):
@@ -111,6 +115,8 @@ class InspectView(PaneView):
         action = action.partition("(")[0]
         if action in OF_USE and self.pane not in OF_USE[action]:
             return False
+        if action in ("enter", "threshold") and self.pane == "inspect-alike":
+            return self.state.likeness is not None
         match action:
             case "coverage":
                 return self.session.manifest is not None and not self.state.on_tasks

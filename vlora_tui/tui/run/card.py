@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from vlora_engine.errors import VLoRAError
 from vlora_engine.targets import Served, find_target, start_lines
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
@@ -219,7 +221,7 @@ def _merge_card(view: JobView) -> Card | None:
         cut = _number(merge.report.get("cut_error"))
         if cut:
             lines.append(Line("rank", f"cutting it changes dW by {percent(cut)}"))
-    return Card(words, tuple(lines), ("view", "push"))
+    return Card(words, tuple(lines), ("view", "export", "push"))
 
 
 def _kept_lines(merge: events.Merged) -> list[Line]:
@@ -404,6 +406,25 @@ def subspace_of(view: JobView | None) -> str | None:
     kinds = (events.SubspaceWritten, events.TaskAdded, events.TasksRemoved, events.Evaluated)
     paths = [timed.event.path for timed in view.history if isinstance(timed.event, kinds)]
     return paths[-1] if paths and os.path.isdir(paths[-1]) else None
+
+
+def works_on(view: JobView | None) -> str | None:
+    """The subspace that a job takes, which is there while it works and afterwards."""
+    if view is None:
+        return None
+    with suppress(VLoRAError):
+        path = view.job.recipe().input.subspace
+        return path if path and os.path.isdir(path) else None
+    return None
+
+
+def adapters_of(view: JobView | None) -> list[str]:
+    """The adapters that a job has merged into one or resized: each is there to be exported."""
+    if view is None:
+        return []
+    made = [event.path for event in view.all(events.Merged)]
+    made += [event.path for event in view.all(events.Resized)]
+    return [path for path in made if os.path.isdir(path)]
 
 
 def card_text(card: Card, width: int, *, ascii_only: bool = False) -> Text:

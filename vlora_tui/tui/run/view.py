@@ -167,7 +167,7 @@ class RunView(Desk):
         opened = None if manifest is None else str(manifest.path)
         if self.pane == "run-review" and opened is not None:
             return opened
-        return cards.subspace_of(self.job) or opened
+        return cards.subspace_of(self.job) or cards.works_on(self.job) or opened
 
     def on_table_moved(self) -> None:
         self._draw_details()
@@ -350,7 +350,7 @@ class RunView(Desk):
             words = "Nothing is marked: <step.adapters>, then <adapters.mark> on an adapter."
             self.notify(keyed(words), severity="warning", markup=False)
             return
-        if recipe is None and self.host.bad_adapters.ask():
+        if recipe is None and self.host.bad_adapters.ask(self.action_start):
             return
         if recipe is None and len(self.session.groups) > 1:
             words = (
@@ -486,8 +486,11 @@ class RunView(Desk):
             self.notify("This job has made nothing that could be opened.", severity="warning")
 
     async def action_export(self) -> None:
-        """Open the subspace, and go to Export."""
-        if await self._opened():
+        """Go to Export with the job's subspace, or with the adapters that it made."""
+        made = cards.adapters_of(self.job)
+        if made and self.pane != "run-review":
+            await self.host.export_adapters(made)
+        elif await self._opened():
             await self.host.show_step("export")
 
     async def action_choose(self) -> None:

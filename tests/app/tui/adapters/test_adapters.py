@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,11 +14,16 @@ from textual.widgets import Input, Static
 
 from tests.app.tui.drive import resized, run, screen_lines
 from tests.witnesses import make
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.spectra.tables import TaskEntry
+from vlora_tui.tui.adapters.places import places_of
 from vlora_tui.tui.adapters.rows import NOT_CHECKED
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.adapters.view import AdaptersView
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.path_input import begun_anew
 from vlora_tui.utils.config import load_config
@@ -335,6 +341,7 @@ def test_the_demo_says_what_it_is_going_to_show_and_is_listed(
         assert "You are about to see" in str(words.render())
         details = str(pilot.app.query_one("#adapters-facts", Static).render())
         assert "matches the filter" not in details
+        assert [key.name for key in pilot.app.query_one(Keys).shown] == ["Help", "Quit"]
         await settle(pilot)
         assert view(pilot).table.display
         await settle(pilot)
@@ -485,3 +492,22 @@ def test_on_a_small_terminal_the_details_take_the_lists_place(folder: Path) -> N
         assert (bool(listed.region), bool(details.region)) == (True, False)
 
     run(app(folder), steps, (40, 12))
+
+
+def test_several_of_one_folder_are_looked_for_in_that_folder() -> None:
+    assert places_of(["/a/x", "/a/y", "/b/z"]) == ["/a", "/b/z"]
+    assert places_of(["/a/x"]) == ["/a/x"]
+    assert places_of([]) == []
+
+
+def test_what_was_checked_stays_checked_under_another_name(folder: Path) -> None:
+    session = Session()
+    session.add_found(scan([folder]).adapters)
+    for path in session.infos:
+        session.mark(path, True)
+    tasks = [TaskEntry(i.name, "", 1.0, 1, 1, 0, "F32", str(i.path)) for i in session.chosen]
+    session.spectra = SimpleNamespace(tasks=tasks, findings=())  # type: ignore[assignment]
+    known = set(session.checked)
+    assert known == set(session.marked)
+    session.rename({path: f"other/{info.name}" for path, info in session.infos.items()})
+    assert set(session.checked) == known

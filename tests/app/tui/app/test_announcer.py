@@ -9,6 +9,7 @@ from vlora_tui.jobs.watch import JobView, State
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.announcer import Announcer
 from vlora_tui.tui.terminal.announce import notification, title
+from vlora_tui.tui.terminal.shown_cells import ShownCells
 
 
 def job(state: State, *, seconds: float = 60.0, done: int = 0, kind: str = "build") -> JobView:
@@ -98,3 +99,30 @@ def test_names_cannot_end_a_sequence_early() -> None:
     assert notification("x", "y;z", {}).count(";") == 3
     assert notification("x", "y", {"TERM_PROGRAM": "WezTerm"}).startswith("\x1b]9;x: y\x07")
     assert notification("x", "y", {"TERM_PROGRAM": "vte"}).endswith("\x07\x07")  # and the bell
+
+
+def test_in_tmux_the_terminal_outside_gets_the_notification() -> None:
+    plain = notification("x", "y", {"TERM": "tmux-256color"})
+    inside = notification("x", "y", {"TERM": "tmux-256color", "TMUX": "/tmp/s,1,0"})
+    head, tail = "\x1bPtmux;", "\x1b\\\x07"  # tmux's own form; the bell is tmux's to ring
+    assert inside.startswith(head)
+    assert inside.endswith(tail)
+    assert (
+        inside.removeprefix(head).removesuffix(tail).replace("\x1b\x1b", "\x1b") + "\x07" == plain
+    )
+    marked = {"TMUX": "/tmp/s,1,0", "TERM_PROGRAM": "tmux", "WEZTERM_PANE": "3"}
+    assert "\x1b\x1b]9;x: y" in notification("x", "y", marked)
+    cells = ShownCells()
+    cells.changed("\x1b[1;1Habc")
+    assert cells.changed(inside) == inside
+    assert cells.changed("\x1b[1;1Habc") == ""  # what is shown is still known
+
+
+def test_after_a_suspension_the_title_is_set_anew() -> None:
+    made, written, _ = announcer()
+    made.looked([job(State.RUNNING, done=100)], own)
+    made.looked([job(State.RUNNING, done=100)], own)
+    assert len(written) == 1
+    made.forget_title()
+    made.looked([job(State.RUNNING, done=100)], own)
+    assert written == [written[0]] * 2

@@ -376,6 +376,26 @@ def test_a_step_and_its_keys_come_into_sight_together(runs: Path) -> None:
     run(app(runs), steps)
 
 
+def test_what_a_step_says_and_its_keys_leave_with_it(runs: Path, messages: list[str]) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("enter")
+        assert any("to continue" in text for text in messages)
+        pilot.app.notify("It failed.", severity="error")
+        await pilot.press("4")
+        await pilot.pause()
+        shown = [toast.message for toast in pilot.app._notifications]
+        assert shown == ["It failed."]  # advice has been followed; what went wrong is still true
+        pilot.app.session.marked.clear()
+        await pilot.press("2")
+        await pilot.pause()
+        keys = [key.name for key in pilot.app.query_one(Keys).shown]
+        assert keys == ["Help", "Quit"]
+        assert pilot.app.focused is None
+
+    run(app(runs), steps)
+
+
 def test_a_message_does_not_lie_over_what_has_the_focus(runs: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)

@@ -106,6 +106,22 @@ def test_show_goes_to_the_bad_ones_and_what_was_found(session: Session) -> None:
     run(app, steps)
 
 
+def test_who_asked_for_a_build_gets_it_once_the_bad_ones_are_skipped(
+    session: Session, tmp_path: Path
+) -> None:
+    app = VLoRAApp(session=session)
+
+    async def steps(pilot: Pilot) -> None:
+        session.bad = {path: finding() for path in session.infos if path.endswith("with-nan")}
+        await pilot.press("3", "w")
+        await asked(pilot)
+        await pilot.press("l")
+        await finished(pilot, app, jobs=1)
+
+    run(app, steps)
+    assert len(read_manifest(tmp_path / "out").tasks) == 3
+
+
 def test_stop_lets_go_and_asks_again_when_one_comes_back(session: Session) -> None:
     app = VLoRAApp(session=session)
 

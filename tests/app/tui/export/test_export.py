@@ -24,11 +24,13 @@ from tests.app.tui.export.screen import (
 )
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_tui.cli import main
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Export
 from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.export.settings import adapters_of
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Table
 
@@ -221,6 +223,27 @@ def test_the_build_key_starts_a_job_and_shows_what_it_says(opened: Session) -> N
         app.hear(events.Finished(1.0), state=State.FINISHED)
         await settle(pilot)
         assert "Done: 1 written, 1.23 kB, 1 read back" in words(pilot, "#preview-said")
+        assert "Writing" not in buttons(pilot)
+        assert "[ v Open result ]" in buttons(pilot)
+
+    use(opened, steps)
+
+
+def test_checkpoints_stand_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    names = ["checkpoint-1000", "checkpoint-500", "base"]
+    for seed, name in enumerate(names):
+        make.write(tmp_path / name, make.factors(seed=seed))
+    infos = scan([tmp_path]).adapters
+    source = adapters_of(sorted(infos, key=lambda info: names.index(info.name)))
+    assert [item.name for item in source.items] == ["base", "checkpoint-500", "checkpoint-1000"]
+
+
+def test_the_list_says_how_one_alone_is_marked(opened: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        assert "+ all or none" in words(pilot, "#items-said")
+        await pilot.press("plus", "space")
+        await settle(pilot)
+        assert [row[0] for row in rows(pilot)] == ["task00"]
 
     use(opened, steps)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
-from tests.app.tui.drive import run, until
+from tests.app.tui.drive import run, screen_lines, until
 from tests.app.tui.inspect.test_inspect import folder as plain_folder
 from tests.app.tui.inspect.test_inspect import (
     look,
@@ -32,15 +32,20 @@ from vlora_engine.analysis.interference_measures import (
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.findings import Finding
 from vlora_engine.manifest.layer_figures import layer_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_tui.cli import main
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.core.bad_adapters import BROKEN
+from vlora_tui.tui.core.likeness import Group, likeness_of
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.inspect import queries as inspect_queries
 from vlora_tui.tui.inspect import similarity as inspect_similarity
+from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.module import ModuleBox
-from vlora_tui.tui.inspect.sentences import Sentence, shortened
+from vlora_tui.tui.inspect.sentences import Sentence, about_adapters, shortened
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 
@@ -167,6 +172,53 @@ def test_what_is_measured_in_the_background_stops_on_x_and_keeps_nobody_from_lea
         assert [row.topic for row in sentences(pilot)][-1] == "not measured"
 
     run(VLoRAApp(session=measured), steps)
+
+
+def test_near_copies_are_called_so_however_they_began(measured: Session) -> None:
+    likeness = likeness_of(measured.spectra)
+    assert likeness is not None
+    names = likeness.names
+    for least, words in ((0.99, "near copies"), (0.5, "started from the same weights")):
+        kin = Kin((), (Group("start", (0, 1), least, ""),))
+        cosines = np.eye(len(names))
+        cosines[0, 1] = cosines[1, 0] = least
+        alike = replace(likeness)
+        alike.__dict__["cosines"] = cosines
+        first = about_adapters(alike, measured.spectra, kin, [])[0]
+        assert words in first.text
+        assert first.warns is (least > 0.9)
+
+
+def test_what_cannot_be_used_is_said_first_and_leads_to_its_fix(measured: Session) -> None:
+    path, info = next(iter(measured.infos.items()))
+    measured.bad[path] = Finding("x", "error", "It holds NaN.")
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        first = to_sentence(pilot, "unusable")
+        assert first.text == f"{info.name} cannot be used: It holds NaN."
+        assert sentences(pilot)[0] is first
+        await pilot.press("enter")
+        await pilot.pause()
+        assert pilot.app.view.id == "adapters"
+        assert pilot.app.query_one("#adapters-filter", Input).value == BROKEN
+
+    look(measured, steps, pane=OPENS)
+
+
+def test_before_anything_is_measured_the_next_key_is_said(measured: Session) -> None:
+    measured.spectra = None
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        count = len(measured.included)
+        said = "\n".join(screen_lines(pilot.app))
+        assert f"2 measures the {count} marked" in said
+        await pilot.press("enter")
+        assert view(pilot).pane == "inspect-alike"  # there are no layers to go to
+        shown = [key.name for key in pilot.app.query_one(Keys).shown]
+        assert "Threshold" not in shown
+        assert "Open" not in shown
+
+    look(measured, steps)
 
 
 def test_names_of_layers_lose_what_all_begin_with() -> None:

@@ -10,6 +10,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.app.tui.drive import run, until
+from tests.witnesses import make
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
@@ -332,3 +333,47 @@ def test_a_recipe_s_target_is_read_for_comparing(tmp_path: Path) -> None:
     found = figures_of_job(view)
     assert found.target == "max error 5 % per task"
     assert found.tasks == FIGURES["task_errors"]
+
+
+def test_a_job_on_a_subspace_offers_further_work_on_it_while_it_runs(tmp_path: Path) -> None:
+    subspace = tmp_path / "subspace"
+    subspace.mkdir()
+    view = job(tmp_path, kind="evaluate")
+    view.state = State.RUNNING
+    recipe = Recipe(Input(subspace=str(subspace)), output=None).to_toml()
+    view.job.recipe_path.write_text(recipe, "utf-8")
+    assert cards.subspace_of(view) is None  # it has not written or said anything yet
+    assert cards.works_on(view) == str(subspace)
+    subspace.rmdir()
+    assert cards.works_on(view) is None
+    view.job.recipe_path.unlink()
+    assert cards.works_on(view) is None
+
+
+def test_a_merge_goes_on_to_export(tmp_path: Path) -> None:
+    made = [make.write(tmp_path / "in" / name, make.factors(seed=n)) for n, name in enumerate("ab")]
+    merged = make.write(tmp_path / "in" / "merged", make.factors(seed=5))
+    kept = ("a", "b")
+    done = job(tmp_path, events.Merged(str(merged), "average", kept, 8, 2, {}, nbytes=1000))
+    app = VLoRAApp([str(path) for path in made])
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await until(pilot, lambda: len(app.session.infos) == 2, "the scan")
+        await pilot.press("enter", "3")
+        assert len(app.session.marked) == 2
+        shown(app, done)
+        await pilot.pause()
+        await pilot.press("enter")
+        assert "[ E Export ]" in app.query_one("#next", Buttons).text
+        await pilot.press("E")
+        await until(pilot, lambda: app.view is not None and app.view.id == "export", "Export")
+        assert list(app.session.marked) == [str(merged)]
+        assert app.view.command_text() is not None
+        await pilot.press("1", "u")
+        assert len(app.session.marked) == 2  # the marks of before are an undo away
+        await app.show_adapters([str(merged)])
+        await pilot.pause()
+        row = app.query_one("#adapters-table", Table).row
+        assert row.path == str(merged)
+
+    run(app, steps)
