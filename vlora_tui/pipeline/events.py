@@ -23,6 +23,7 @@ from vlora_tui.utils.json_text import finite
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
+_FIRST = b'{"seq": 1, "time": '  # how the first line of a file begins
 PROGRESS_INTERVAL = 0.5  # seconds: at most two progress events each
 
 
@@ -367,15 +368,25 @@ EVENT_TYPES: dict[str, type[Event]] = {cls.type: cls for cls in Event.__subclass
 
 def is_events_file(path: Path) -> bool:
     """Whether a file is empty or begins as events do, so that more may be appended."""
-    with path.open("rb") as file:
-        first = file.readline(1 << 20)
-    if not first:
+    first = _first_line(path)
+    if _is_first_torn(first):
         return True
     try:
         row = json.loads(first)
     except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and {"seq", "type"} <= row.keys()
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline(1 << 20)
+
+
+def _is_first_torn(line: bytes) -> bool:
+    """Whether this is all that a run wrote which was killed in its very first line, or nothing."""
+    begun = _FIRST.startswith(line) or line.startswith(_FIRST)
+    return begun and not line.endswith(b"\n") and decode_timed(line) is None
 
 
 class EventWriter:
@@ -402,6 +413,9 @@ class EventWriter:
         # A killed run's last line must not swallow our first.
         self._torn = there and _ends_torn(path)
         self._file = path.open("ab", buffering=0)
+        if self._torn and not self._seq and _is_first_torn(_first_line(path)):
+            self._file.truncate(0)  # it would be no file of events with this as its first line
+            self._torn = False
 
     def __call__(self, event: Event) -> None:
         """Write ``event``, or leave it out when it is progress that comes too soon."""

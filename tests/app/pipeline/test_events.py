@@ -112,6 +112,22 @@ def test_a_stage_that_is_done_is_told_as_done(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_run_that_was_killed_in_its_first_line_can_be_run_again(tmp_path: Path) -> None:
+    whole = events.encode(events.Remark("it"), seq=1, time=5.0).encode()
+    for cut in range(len(whole) - 1):
+        place = tmp_path / str(cut)
+        place.write_bytes(whole[:cut])
+        assert events.is_events_file(place)
+        writer = events.EventWriter(place, now=lambda: 5.0)
+        writer(events.Remark("it"))
+        writer.close()
+        assert place.read_bytes() == whole
+        assert events.is_events_file(place)
+    for other in (b"{\n", b"\n", b'{"seq": 1}', b'{"seq": 1, "time": 5.0\n', b"[", b'{"a": 1'):
+        place.write_bytes(other)
+        assert not events.is_events_file(place), other
+
+
 def test_readers_skip_a_torn_line_and_writers_go_on_after_it(tmp_path: Path) -> None:
     place = tmp_path / "e"
     place.write_text(events.encode(SAMPLES[0], seq=1, time=0) + '{"seq": 2, "type": "remar')
