@@ -287,7 +287,7 @@ class VLoRAApp(BaseApp):
         async with self._showing:  # a key may ask for a view that is just being made
             self._begin_batch()  # step, status line and keys come into sight together
             try:
-                if switcher.current != step_id:
+                if switcher.current not in (None, step_id):
                     self._leave_step()
                 if not switcher.query(f"#{step_id}"):
                     step = next(step for step in STEPS if step.id == step_id)

@@ -256,6 +256,7 @@ def test_what_cannot_be_looked_into_is_said_and_stays_on_the_page(
     place: str, messages: list[str]
 ) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)  # there is a view to ask
         view(pilot).look_into([place])
         await settle(pilot)
         assert "--" not in problem(pilot)

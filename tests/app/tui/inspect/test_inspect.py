@@ -640,7 +640,7 @@ def test_while_a_job_measures_it_says_so_and_not_to_begin(
         measuring = False
         pilot.app.post_message(CollectionChanged())
         await pilot.pause()
-        assert "mark adapters (1), then 2" in words(pilot, "#matrix-said")
+        assert "2 measures the 6 marked adapters" in words(pilot, "#matrix-said")
 
     look(measured, steps)
 
