@@ -101,7 +101,7 @@ def test_hints_and_help_follow_a_key_of_the_users_own(runs: Path, messages: list
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         screen = pilot.app.screen
-        assert "f6 marks one" in str(screen.query_one("#adapters-hint").render())
+        assert "f6 one" in str(screen.query_one("#adapters-hint").render())
         await pilot.press("f7")
         assert any("Press f8 to continue" in text for text in messages)
         assert screen.query_one("Buttons").text == "[ f8 Choose k ]"
