@@ -161,12 +161,15 @@ def _job(recipe: str) -> int:
 
 def _remove_job() -> int:
     """Remove the one job that is there, by its id; where none is left, look at that."""
+    from vlora_engine.errors import VLoRAError
     from vlora_tui.jobs.store import JobStore
 
-    store = JobStore.open(Path(STATE))
-    return max(
-        (_command(f"jobs --state-dir {STATE} remove {j.id}") for j in store.jobs()), default=0
-    )
+    try:
+        jobs = JobStore.open(Path(STATE)).jobs()
+    except VLoRAError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return error.exit_code
+    return max((_command(f"jobs --state-dir {STATE} remove {job.id}") for job in jobs), default=0)
 
 
 PROGRAMS = {"!save": _save, "!job": _job, "!remove-job": _remove_job}
