@@ -143,6 +143,16 @@ class CompressionTarget:
         fields["adaptive"] = self.adaptive and name == "variance"
         return replace(self, **fields)
 
+    def unpacked(self) -> CompressionTarget:
+        """The same without packing, and without what belongs to one."""
+        plain = CompressionTarget
+        return replace(
+            self,
+            quantize=plain.quantize,
+            block_size=plain.block_size,
+            double_quant=plain.double_quant,
+        )
+
     def with_layer(self, layer: str, k: LayerK | None) -> CompressionTarget:
         """The same with the layer's own k set, or (None) cleared."""
         others = {name: own for name, own in self.layers.items() if name != layer}

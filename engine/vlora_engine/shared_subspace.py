@@ -29,7 +29,6 @@ from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
 from vlora_engine.compression_target import (
     ADAPTIVE_VARIANCE,
-    CODED_METHODS,
     CompressionTarget,
     LayerK,
 )
@@ -42,9 +41,7 @@ from vlora_engine.publish.push import push_space
 from vlora_engine.quantization.packing import (
     BLOCK_SIZE,
     DOUBLE_QUANT,
-    NOT_PACKED,
     Quantization,
-    named_quantization,
     quantization,
 )
 from vlora_engine.subspace.basis import Bases, LayerBasis
@@ -310,8 +307,7 @@ class SharedSubspace:
             aims = (variance_threshold, k_a, k_b, budget, max_error, mean_error)
             if all(aim is None for aim in aims):
                 variance_threshold = ADAPTIVE_VARIANCE
-        is_packed_after = method in CODED_METHODS
-        targets = CompressionTarget(
+        wanted = CompressionTarget(
             method=method or "",
             k=num_components,
             k_a=k_a,
@@ -324,13 +320,13 @@ class SharedSubspace:
             budget=budget,
             dtype=dtype,
             refine=refine,
-            quantize=NOT_PACKED if is_packed_after else quantize,
-            block_size=BLOCK_SIZE if is_packed_after else block_size,
-            double_quant=DOUBLE_QUANT if is_packed_after else double_quant,
-        ).checked()
-        packed = None
-        if targets.is_coded:
-            packed = named_quantization(quantize, block_size=block_size, double_quant=double_quant)
+            quantize=quantize,
+            block_size=block_size,
+            double_quant=double_quant,
+        )
+        # What is coded is packed afterwards, if it is.
+        packed = wanted.quantization if wanted.is_coded else None
+        targets = (wanted.unpacked() if wanted.is_coded else wanted).checked()
         opened = common_names([as_source(adapter) for adapter in adapters])
         sources = dict(zip(names, opened, strict=True))
         run = RunContext(progress, device=device)

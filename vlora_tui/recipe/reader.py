@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import expanded
-from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_engine.utils.reading import read_text
@@ -148,17 +147,10 @@ def _packed_after(recipe: Recipe, root: Table) -> Recipe:
         )
     if not target.is_coded:
         return recipe
-    plain = CompressionTarget
-    coded = replace(
-        target,
-        quantize=plain.quantize,
-        block_size=plain.block_size,
-        double_quant=plain.double_quant,
-    )
     named = Quantize.named(
         target.quantize, block_size=target.block_size, double_quant=target.double_quant
     )
-    compress = replace(recipe.compress, target=coded)
+    compress = replace(recipe.compress, target=target.unpacked())
     quantize = replace(named, loadings=False)  # coded tasks have none
     return replace(recipe, compress=compress, quantize=quantize)
 

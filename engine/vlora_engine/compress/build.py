@@ -7,7 +7,7 @@ an interrupted one finds them again and goes on. The output appears in one step.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -314,14 +314,11 @@ def _spectra_in(partial: Path, collection: Collection, method: str, run: RunCont
     directory = partial / SPECTRA
     if directory.exists():
         spectra = Spectra.load(directory)
-        try:
+        with suppress(SubspaceError):
             _same_collection(collection, spectra)
-        except SubspaceError:
-            discard(directory)
-        else:
             if method in spectra.methods:
                 return spectra
-            discard(directory)
+        discard(directory)
     return _computed(collection, (method,), run, directory)
 
 
