@@ -132,7 +132,7 @@ def compute_spectra(
         _fill_on_disk(spectra, good, check, partial, run, finished, codec=codec)
         require_unchanged(good.values())
         publish(partial, out, force=force)
-    spectra.path, spectra.reused_layers = out, len(finished)
+    spectra.path, spectra.is_coded, spectra.reused_layers = out, codec, len(finished)
     return spectra
 
 

@@ -269,10 +269,11 @@ class Spectra:
 
     @property
     def has_rate_tables(self) -> bool:
-        """Whether the tables that forecast the size of coding are computed."""
-        return self.codec is not None or (
-            self.path is not None and rate_tables_file(self.path).exists()
-        )
+        """Whether the tables that forecast the size of coding were there when it was last read.
+
+        Not whether the disk has them by now: nobody would read again what seems to be whole.
+        """
+        return self.codec is not None or self.is_coded
 
     def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
         """The eigenvectors per side of one layer, or None where they were not kept."""

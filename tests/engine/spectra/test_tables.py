@@ -17,7 +17,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, TargetError
 from vlora_engine.spectra.choose import choose, match_layers, predict
-from vlora_engine.spectra.tables import Spectra, diagonal_k, grid_k
+from vlora_engine.spectra.tables import Spectra, diagonal_k, grid_k, rate_tables_file
 
 NESTED = ["delta", "columns"]
 
@@ -310,3 +310,17 @@ def test_predict_agrees_with_choose() -> None:
     spectra = compute_spectra(sources(), methods=("delta",))
     chosen = choose(spectra, CompressionTarget("delta", k=4))
     assert predict(spectra, "delta", chosen.k, chosen.dtype) == chosen.prediction
+
+
+def test_tables_that_come_while_others_are_read_are_read_at_the_next_look(tmp_path: Path) -> None:
+    place = tmp_path / "spectra"
+    assert compute_spectra(sources(), place, codec=True).is_whole
+    file = rate_tables_file(place)
+    aside = file.rename(tmp_path / "aside")
+    spectra = Spectra.load(place)  # all of it but the codec's tables: these come at this moment
+    aside.rename(file)
+    assert spectra.has_all_tables
+    assert not spectra.is_whole
+    assert spectra.refresh()
+    assert spectra.is_whole
+    assert spectra.rate_tables() is not None
