@@ -244,3 +244,31 @@ def test_a_figure_that_json_cannot_hold_is_null(capsys: pytest.CaptureFixture[st
         "b": [None, 1.5],
         "3": {"c": [1]},
     }
+
+
+REFUSED_IN_A_FINALIZER = """
+import errno
+import vlora_tui.cli.app as app
+from vlora_tui.cli import main
+
+class Folder:
+    def __init__(self, error):
+        self.error = error
+    def __del__(self):
+        raise self.error
+
+def command(words):
+    Folder(OSError(errno.EROFS, "read-only"))
+    Folder(ValueError("not of the disk"))
+    return 1
+
+app.run_app = command
+raise SystemExit(main(["info", "x"]))
+"""
+
+
+def test_a_finalizer_that_the_disk_refuses_says_nothing(fresh_python: FreshPython) -> None:
+    done = fresh_python(REFUSED_IN_A_FINALIZER, check=False)
+    assert done.returncode == 1
+    assert "read-only" not in done.stderr
+    assert "ValueError: not of the disk" in done.stderr
