@@ -57,7 +57,6 @@ soak: $(VENV)/.ready ## what takes hours: faults at every write point, 100,000 r
 	$(BIN)/python -m tests.faults.pairs
 	$(BIN)/python -m tests.monkey $(if $(ADAPTERS),--adapters '$(ADAPTERS)')
 	$(BIN)/python -W ignore -m tests.fuzz.readers --calls 20000 --seconds 300
-	$(BIN)/python -m pytest tests/app/tui/walk_small.py
 
 bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (installs them)
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)

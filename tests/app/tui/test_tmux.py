@@ -261,6 +261,15 @@ DEMO_STORY = (
     ("Same next token", "[ E Export ]", "E"),
     ("18 of 18 marked", "[ w Write 18 adapters ]", "w"),
 )
+ONE_STORY = (
+    ("Enter marks all that fit", "Enter"),
+    ("9 marked", "[ 2 Choose k ]", "2"),
+    ("auto, worst 5 %", "smaller than the originals", "[ w Build ]", "w"),
+    ("9 adapters", "verified, worst", "[ E Export ]", "E"),
+    ("9 of 9 marked", "+ all or none", "+"),
+    ("0 of 9 marked", "Space marks one", "Space"),
+    ("1 of 9 marked", "[ w Write 1 adapter ]", "w"),
+)
 MOST_KEYS = 12
 
 
@@ -291,6 +300,20 @@ def test_from_the_demo_to_an_evaluated_and_exported_adapter(
     assert len(exported) == 18
     kinds = {job.info.kind: wait(job, PATIENCE).state for job in store.jobs()}
     assert kinds["eval"] is State.FINISHED
+
+
+def test_on_a_small_terminal_one_adapter_is_exported_of_what_was_built(
+    terminal: Open, store: JobStore, home: Path
+) -> None:
+    folder = home / "runs"
+    for i in range(9):
+        make.write(folder / f"task{i}", make.factors(MODULES, seed=i))
+    tui = terminal(folder, size=(80, 24))
+    walk(tui, ONE_STORY)
+    tui.until(lambda screen: "1 written" in screen, "it is written", JOB_PATIENCE)
+    tui.sees("1 read back, the same")
+    written = [path.parent.name for path in home.glob("runs-subspace-adapters/*/adapter_model.*")]
+    assert written == ["task0"]
 
 
 def test_after_a_suspension_the_whole_screen_is_there_again(terminal: Open, home: Path) -> None:

@@ -312,13 +312,18 @@ def test_predict_agrees_with_choose() -> None:
     assert predict(spectra, "delta", chosen.k, chosen.dtype) == chosen.prediction
 
 
-def test_tables_that_come_while_others_are_read_are_read_at_the_next_look(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moves", [False, True])
+def test_tables_that_come_while_others_are_read_are_read_at_the_next_look(
+    tmp_path: Path, moves: bool
+) -> None:
     place = tmp_path / "spectra"
     assert compute_spectra(sources(), place, codec=True).is_whole
     file = rate_tables_file(place)
     aside = file.rename(tmp_path / "aside")
     spectra = Spectra.load(place)  # all of it but the codec's tables: these come at this moment
     aside.rename(file)
+    if moves:  # to where finished spectra lie
+        assert spectra.move(place.rename(tmp_path / "final"))
     assert spectra.has_all_tables
     assert not spectra.is_whole
     assert spectra.refresh()

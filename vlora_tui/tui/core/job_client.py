@@ -302,7 +302,10 @@ class JobClient:
                 self._show(Spectra.load(path), chosen)
             elif not current.is_whole and current.refresh():
                 self._show(current, chosen)
-        except VLoRAError:
+        except VLoRAError as error:
+            if view.state.is_over:  # nobody moves it any more
+                self.spectra_job = None
+                self._app.call_from_thread(self._not_measured, chosen, problem_words(error))
             return  # it moves to its final place this moment; the next look finds it
         if view.state.is_over:
             self.spectra_job = None

@@ -11,9 +11,11 @@ from textual.pilot import Pilot
 import vlora_tui.jobs
 from tests.app.tui.adapters.test_adapters import app, settle
 from tests.app.tui.drive import run, until
+from tests.app.tui.run.test_run import text_of
 from tests.witnesses import make
 from vlora_engine.errors import InputError
 from vlora_engine.formats import contents
+from vlora_engine.spectra.tables import Spectra
 
 
 @pytest.mark.parametrize("pickled", [False, True])
@@ -52,3 +54,27 @@ def test_a_pickle_is_opened_in_jobs_alone(
     run(application, steps)
     assert started == ["spectra", "build"]
     assert opened == []
+
+
+def test_spectra_that_cannot_be_read_once_measured_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks again once the job has ended: the step must not wait for it."""
+    folder = tmp_path / "in"
+    for seed in range(2):
+        make.write(folder / f"task{seed}", make.factors(seed=seed))
+
+    def load(cls: type[Spectra], path: Path) -> Spectra:
+        raise InputError("The disk lost them.", where=str(path))
+
+    monkeypatch.setattr(Spectra, "load", classmethod(load))
+    application = app(folder)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("plus", "2")
+        lost = "The disk lost them."
+        await until(pilot, lambda: lost in text_of(application, "#choose-wait"), "it is told")
+        assert application.jobs.spectra_job is None
+
+    run(application, steps)
