@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.witnesses import make
+from vlora_engine.demo import DEMO_ADAPTERS, DemoAdapter
 
 WIDE = {f"transformer.h.{i}.attn.c_attn": (160, 160) for i in range(2)}
 WIDE_CONFIG = make.config(r=8)  # coded in less than eight bits a number
@@ -122,12 +123,17 @@ def prepare(root: Path, main: Callable[[list[str]], int]) -> None:
     put_job_that_is_over(root)
 
 
+def demo_adapters_small() -> tuple[DemoAdapter, ...]:
+    """Three adapters of the demo, with one module a layer."""
+    chosen = [adapter for adapter in DEMO_ADAPTERS if adapter.name in DEMO_TASKS]
+    return tuple(replace(adapter, targets=("q_proj",)) for adapter in chosen)
+
+
 def make_demo_small() -> None:
     """Let the demo of this process be of three adapters, computed once."""
     from vlora_engine import demo
 
-    chosen = [a for a in demo.DEMO_ADAPTERS if a.name in DEMO_TASKS]
-    demo.DEMO_ADAPTERS = tuple(replace(a, targets=("q_proj",)) for a in chosen)
+    demo.DEMO_ADAPTERS = demo_adapters_small()
     rendered = demo._render()
     demo._render = lambda: rendered  # type: ignore[assignment]
 

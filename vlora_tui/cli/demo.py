@@ -97,7 +97,7 @@ def run_demo(
         "remarks": [
             {"where": remark.where, "what": remark.text} for remark in watcher.all(events.Remark)
         ],
-        "costs": cost_rows(Spectra.load(ready.path)),
+        "costs": cost_rows(Spectra.load(ready.path)) if ready is not None else [],
         "subspace": watcher.last(events.SubspaceWritten).figures,
         "other_methods": [
             row for event in watcher.all(events.OtherMethods) for row in event.methods

@@ -364,7 +364,7 @@ class Run:
         elif not paths.make_room(paths.spectra_root()):
             where = str(paths.spectra_root())
             self.emit(events.Remark("The cache cannot be written.", where, "no-cache"))
-            return None  # the build computes its own
+            return self._in_memory(check, compress) if compress.target.is_coded else None
         else:
             methods = MEASURED if compress.target.is_coded else (compress.target.method,)
             target = self.collection.spectra_dir(methods)
@@ -376,6 +376,24 @@ class Run:
                 )
         self._tell_spectra(spectra, reused=reused)
         return spectra
+
+    def _in_memory(self, check: CheckReport, compress: Compress) -> Spectra:
+        """What coding costs, as the cache would have told it; nobody else can read it.
+
+        A basis needs no such help: its build measures its own to the same bytes.
+        """
+        from vlora_engine.compress.measure import compute_spectra
+
+        return compute_spectra(
+            self.collection.adapters,
+            methods=BASIS_METHODS[:1],
+            codec=True,
+            device=compress.device,
+            check=check,
+            skip_bad=self.recipe.input.skip_bad,
+            progress=self._on_progress,
+            cancelled=self.cancelled,
+        )
 
     def _codes_at_once(self, compress: Compress) -> bool:
         """Whether the build finds out by itself what it needs, faster than spectra would.
@@ -502,7 +520,12 @@ class SpectraRun(Run):
             check_output(target, force=self.force)
             self._compute_spectra(target, MEASURED, self._check(), self.device, force=self.force)
         else:
-            paths.make_room(paths.spectra_root())
+            if not paths.make_room(paths.spectra_root()):
+                raise StorageError(
+                    "The cache cannot be written.",
+                    where=str(paths.spectra_root()),
+                    remedy="set XDG_CACHE_HOME to a folder that can be written",
+                )
             with self._only_one(target):
                 reused = not self.force and self._cached_spectra() is not None
                 if not reused:

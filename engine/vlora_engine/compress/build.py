@@ -45,7 +45,7 @@ from vlora_engine.subspace.request import (
 from vlora_engine.subspace.tasks import collect_tasks
 from vlora_engine.subspace.write import task_files, write_subspace
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import discard
+from vlora_engine.utils.files import remove
 from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.outputs import MadeCheck, publish, sole_writer
 from vlora_engine.utils.partials import partial_path
@@ -241,8 +241,9 @@ def build_subspace(
     loaded = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = unfinished or partial_path(out, job)
     with sole_writer(partial, out):
-        for entry in [partial / RESULT] if resume else list(partial.iterdir()):
-            discard(entry)
+        with keep_finished_layers(partial, out):
+            for entry in [partial / RESULT] if resume else list(partial.iterdir()):
+                remove(entry)
         if wanted.is_coded:
             rate_tables = loaded.rate_tables() if loaded else None
             return build_coded(
@@ -270,7 +271,7 @@ def _build_in(
             parts = LayerParts(partial, fingerprint(collection, plan, run.device))
             reused = _build_parts(collection, plan, parts, run)
             storage = collection.storage(targets)
-            discard(partial / RESULT)  # of an attempt that missed its target
+            remove(partial / RESULT)  # of an attempt that missed its target
             manifest = _assemble(partial / RESULT, out, collection, storage, parts)
             errors = {task.id: task.error for task in manifest.tasks.values()}
             spectra, targets = plan.spectra, within(targets, plan, errors)
@@ -318,7 +319,7 @@ def _spectra_in(partial: Path, collection: Collection, method: str, run: RunCont
             _same_collection(collection, spectra)
             if method in spectra.methods:
                 return spectra
-        discard(directory)
+        remove(directory)
     return _computed(collection, (method,), run, directory)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from vlora_engine.subspace.coded.measure import FirstPass, Seen
 from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
 from vlora_engine.utils.array_file import read_arrays
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import discard
+from vlora_engine.utils.files import remove
 from vlora_engine.utils.json_reader import JsonFile
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.naming import printable
@@ -113,6 +112,8 @@ def compute_spectra(
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     spectra = _empty(good, check, methods)
+    if codec:
+        spectra.overhead[tables.CODED] = _coded_overhead(good, check)
     shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
     if out is None:
         _fill(spectra, good, check, None, run, spectra.methods)
@@ -120,14 +121,12 @@ def compute_spectra(
             spectra.codec = _rate_tables(good, check, run)
         require_unchanged(good.values())
         return spectra
-    if codec:
-        spectra.overhead[tables.CODED] = _coded_overhead(good, check)
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
         common = _fingerprint(spectra, device)
         finished = tables.finished_layers(partial, common)
         for entry in list(partial.iterdir()) if not finished else []:
-            discard(entry)
+            remove(entry)
         tables.write_index(partial, spectra, shapes, common)
         _fill_on_disk(spectra, good, check, partial, run, finished, codec=codec)
         require_unchanged(good.values())
@@ -152,13 +151,13 @@ def _fill_on_disk(
     that share, and the other methods last.
     """
     if not codec or tables.rate_tables_file(out).exists():
-        discard(tables.own_folder(out))  # a run that was stopped while it removed this
+        remove(tables.own_folder(out))  # a run that was stopped while it removed this
         _fill(spectra, sources, check, out, run, spectra.methods, finished)
         return
     passed = FirstPass(list(sources))
     _fill(spectra, sources, check, out, run, spectra.methods[:1], finished, passed)
     _rate_tables(sources, check, run, passed).save(tables.rate_tables_file(out))
-    discard(tables.own_folder(out))
+    remove(tables.own_folder(out))
     if spectra.methods[1:]:
         _fill(spectra, sources, check, out, run, spectra.methods, spectra.layers)
 
@@ -302,10 +301,10 @@ def _fill(
                     before = _arrays_in(file) if table.name in finished else {}
                     tables.write_arrays(file, {**before, **arrays})
                 else:
-                    shutil.rmtree(out / "vectors", ignore_errors=True)
+                    remove(out / "vectors")
                 write_layer(out, i, table)
     if out is not None and room < 0:
-        shutil.rmtree(out / "vectors", ignore_errors=True)
+        remove(out / "vectors")
     if relations is not None and not related:
         spectra.relations = relations.relations()
         if out is not None:

@@ -150,14 +150,20 @@ def fsync(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete ``path``, and close files below it that are still open for reading."""
-    close_below(path)
+    """Delete ``path`` if it can be: what is left of it would do no harm."""
     with suppress(OSError):
         remove(path)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a directory with all that is in it; nothing where nothing is."""
+    """Delete a file, a link or a directory with all that is in it; nothing where nothing is.
+
+    Files below it that are still open for reading are closed.
+
+    Raises:
+        OSError: It cannot be deleted. What is going to be published must be rid of it first.
+    """
+    close_below(path)
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     elif os.path.lexists(path):

@@ -78,7 +78,7 @@ def new_directory(
     with sole_writer(partial, final):
         try:
             for entry in list(partial.iterdir()):  # left by a run that was killed
-                discard(entry)
+                remove(entry)
             yield partial
             if check is not None:
                 check(partial)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Cli
+from tests.faults.commands import demo_adapters_small
+from vlora_engine import demo
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli.demo import next_commands
@@ -50,6 +52,18 @@ def test_the_demo_end_to_end(cli: Cli, place: Path) -> None:
     assert len(lines) <= 24
     assert all(len(line.replace(str(place), "demo")) <= 120 for line in lines)
     assert cli("demo", place, "-q").out == f"{place}\n"
+
+
+def test_the_demo_tells_its_story_without_a_cache(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "DEMO_ADAPTERS", demo_adapters_small())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    told = cli("demo", tmp_path / "demo").out
+    assert "The cache cannot be written." in told
+    assert "each read back: the same dW" in told
+    assert cli("demo", tmp_path / "demo", "--json").data["costs"] == []
 
 
 def test_the_demo_does_not_touch_what_is_not_its_own(cli: Cli, tmp_path: Path) -> None:

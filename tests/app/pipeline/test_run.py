@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.app.conftest import Cli
+from tests.witnesses.files import tree
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.cli.progress import Watcher
@@ -271,15 +272,42 @@ def test_progress_of_the_engine_reaches_the_listener(runs: Path, tmp_path: Path)
     assert chosen.max_error <= 0.3
 
 
-def test_without_a_cache_a_target_still_builds(
+@pytest.mark.parametrize("method", ["delta", "auto"])
+@pytest.mark.parametrize("spectra", ["", 'spectra = "cache"'])
+def test_without_a_cache_the_same_bytes_are_built(
+    method: str,
+    spectra: str,
+    cli: Cli,
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("with", "without"):
+        if name == "without":
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        file = tmp_path / f"{name}.toml"
+        file.write_text(
+            f"[input]\nadapters = ['{runs}']\n"
+            f"[compress]\nmethod = '{method}'\nmax_error = 0.3\n{spectra}\n"
+            f"[output]\nsubspace = '{tmp_path}/{name}/s'\n"
+        )
+        (tmp_path / name).mkdir()
+        told = cli("run", file, "--headless").err
+    assert ("The cache cannot be written" in told) == bool(spectra or method == "delta")
+    assert tree(tmp_path / "with") == tree(tmp_path / "without")
+
+
+def test_what_only_the_cache_could_keep_is_refused_without_one(
     cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    words = ["compress", runs, "--max-error", "0.3", "--json", "-o"]
-    found = cli(*words, tmp_path / "s", "--method", "delta")
-    assert found.data["max_error"] <= 0.3
-    assert cli(*words, tmp_path / "t").data["max_error"] <= 0.3
+    refused = cli("plan", runs, code=1).err
+    assert "The cache cannot be written." in refused
+    assert "fix: set XDG_CACHE_HOME to a folder that can be written" in refused
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    cli("plan", runs)
 
 
 def test_changed_inputs_are_not_taken_from_the_cache(cli: Cli, runs: Path, tmp_path: Path) -> None:
