@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         return app
 
 
+IDLE_SECONDS = 0.5  # after the list is there, before the steps are loaded that may come next
 LATE_SECONDS = 1.0  # after which jobs and drafts are looked for though places are still scanned
 
 
@@ -74,6 +75,14 @@ STEPS = (
     Step("4", "Inspect", "inspect", "vlora_tui.tui.inspect.view", "InspectView"),
     Step("5", "Export", "export", "vlora_tui.tui.export.view", "ExportView"),
 )
+
+
+def _load_steps() -> None:
+    """Load what the other steps need, in a thread, so that the first visit of one is quick."""
+    for step in STEPS:
+        importlib.import_module(step.module)
+    variance_plot = importlib.import_module("vlora_tui.tui.charts.variance_plot")
+    variance_plot.prepare()
 
 
 class VLoRAApp(BaseApp):
@@ -158,6 +167,11 @@ class VLoRAApp(BaseApp):
             self._looked_back = True
             self.drafts.look()
             self.jobs.open()
+            self.set_timer(IDLE_SECONDS, self._load_steps)
+
+    def _load_steps(self) -> None:
+        # What fails to load says so where it is wanted.
+        self.run_worker(_load_steps, thread=True, exit_on_error=False)
 
     async def scanned(self) -> None:
         await super().scanned()

@@ -391,7 +391,8 @@ def rasterise(
     figure.clear()
     figure.theme("colorless").canvas("default").axes(False)
     figure.plot_size(width, height)
-    for number, (x, y) in enumerate(series):
+    for number, curve in enumerate(series):
+        x, y = _seen(*curve, width, height)
         marker = plotext.marker(
             letters[number] if letters else "braille", plotext.pixel(foreground=number + 1)
         )
@@ -399,6 +400,20 @@ def rasterise(
     figure.ruler("x", "lower").lim(0, 1).ticks([], [])
     figure.ruler("y", "left").lim(0, 1).ticks([], [])
     return _read_cells(figure.build().string(), width, height, roles)
+
+
+def _seen(x: Array, y: Array, width: int, height: int) -> tuple[Array, Array]:
+    """A long curve without the points between two others on the same dot of a cell's eight.
+
+    plotext takes each by a call of its own: a hundred adapters have thousands.
+    """
+    if len(x) <= 4 * width:
+        return x, y
+    dots = np.stack([np.floor(x * (2 * width - 1)), np.floor(y * (4 * height - 1))])
+    moves = np.any(np.diff(dots) != 0, axis=0)
+    ends = np.ones(len(x), dtype=bool)  # of what stays on one dot, the first and the last
+    ends[1:-1] = moves[1:] | moves[:-1]
+    return x[ends], y[ends]
 
 
 _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")

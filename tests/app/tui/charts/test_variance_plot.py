@@ -148,3 +148,23 @@ def test_curves_keep_their_roles_and_the_focus_is_on_top() -> None:
     roles = {role for row in canvas.roles for role in row if role}
     assert roles == {"focus"} | ({"guide"} if LOOK.band is None else set())
     assert text.plain
+
+
+def test_a_long_curve_is_drawn_by_the_points_that_can_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It runs where all its points would have it run, to a cell."""
+    x = np.linspace(0, 1, 5_000)
+    curve = x, (1 - np.exp(-6 * x)) * (0.9 + 0.1 * np.sin(40 * x))
+    drawn = []
+    kept, seen = [], charts_variance_plot._seen
+    for thin in (seen, lambda x, y, *_: (x, y)):
+        monkeypatch.setattr(charts_variance_plot, "_seen", thin)
+        canvas = charts_variance_plot.rasterise([curve], 60, 20, ["accent"])
+        cells = np.array([[char != " " for char in row] for row in canvas.chars])
+        drawn.append(np.argwhere(cells))
+        kept.append(len(thin(*curve, 60, 20)[0]))
+    assert kept[0] < kept[1] / 5
+    for one, other in (drawn, drawn[::-1]):
+        apart = np.abs(one[:, None] - other[None]).max(axis=2).min(axis=1)
+        assert apart.max() <= 1
