@@ -403,9 +403,9 @@ def _nested_table(
         c_b = cumulative_grams(stack.bt[part] @ basis_b.components.T, _union(at_b, grid_b))
         scale2 = stack.scale[part].square()
         task_energy = energy[part]
-        diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)) * scale2[:, None]
+        diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)).T * scale2[:, None]
         residual.append((task_energy[:, None] - diagonal).clamp_min(0).to(narrow))
-        left, right = c_b.at(grid_b).flatten(2), c_a.at(grid_a).flatten(2)
+        left, right = (c.flatten(2).transpose(0, 1) for c in (c_b.at(grid_b), c_a.at(grid_a)))
         captured = torch.bmm(left, right.transpose(1, 2)) * scale2[:, None, None]
         grid.append((task_energy[:, None, None] - captured).clamp_min(0).to(narrow))
     table = MethodTable(

@@ -220,23 +220,30 @@ class CumulativeGrams:
 
     Args:
         k: (points,) ascending.
-        values: (N, points, r, r).
+        values: (points, N, r, r).
     """
 
     k: np.ndarray[Any, np.dtype[np.int64]]
     values: Tensor
 
     def at(self, k: Any) -> Tensor:
-        """C at each of ``k``, which must be among the points: (N, len(k), r, r)."""
-        return self.values[:, torch.from_numpy(np.searchsorted(self.k, k))]
+        """C at each of ``k``, which must be among the points: (len(k), N, r, r)."""
+        if np.array_equal(k, self.k):
+            return self.values
+        return self.values[torch.from_numpy(np.searchsorted(self.k, k))]
 
 
 def cumulative_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulativeGrams:
     """`CumulativeGrams` of loadings ``p`` (N, r, K), columns p_j, at ascending ``k``."""
     n, r, _ = p.shape
-    steps = torch.zeros(n, len(k), r, r, dtype=p.dtype, device=p.device)
-    for i, (first, last) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
-        if last > first:
-            columns = p[:, :, int(first) : int(last)]
-            steps[:, i] = torch.bmm(columns, columns.transpose(1, 2))
-    return CumulativeGrams(k, steps.cumsum(1))
+    values = torch.empty(len(k), n, r, r, dtype=p.dtype, device=p.device)
+    so_far = values.new_zeros(n, r, r)
+    for grams, first, last in zip(values, [0, *k[:-1].tolist()], k.tolist(), strict=True):
+        if last == first + 1:  # most of them: an outer product
+            column = p[:, :, first]
+            torch.addcmul(so_far, column[:, :, None], column[:, None, :], out=grams)
+        else:
+            columns = p[:, :, first:last]
+            torch.baddbmm(so_far, columns, columns.transpose(1, 2), out=grams)
+        so_far = grams
+    return CumulativeGrams(k, values)

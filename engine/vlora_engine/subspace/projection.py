@@ -217,8 +217,8 @@ def surface(space: Space, layer: str) -> dict[str, Any]:
             continue
         loadings_a = basis.orthonormal_loadings("a", task.loadings_a[layer].double())
         loadings_b = basis.orthonormal_loadings("b", task.loadings_b[layer].double())
-        a = cumulative_grams(loadings_a[None], steps_a).at(steps_a)[0]
-        b = cumulative_grams(loadings_b[None], steps_b).at(steps_b)[0]
+        a = cumulative_grams(loadings_a[None], steps_a).at(steps_a)[:, 0]
+        b = cumulative_grams(loadings_b[None], steps_b).at(steps_b)[:, 0]
         captured = b.flatten(1) @ a.flatten(1).T * task.scales[layer] ** 2
         energy = task.source_norms[layer] ** 2
         missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured
