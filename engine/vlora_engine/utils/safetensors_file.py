@@ -11,7 +11,7 @@ import errno
 import hashlib
 import math
 import os
-from collections import OrderedDict
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -313,16 +313,29 @@ def read_error(path: Path, error: OSError) -> VLoRAError:
     return _judged(found, error)
 
 
-class FilePool:
-    """A pool of open files for reading: at most ``limit``, the least recently used closed first.
+class _OpenFile:
+    """A descriptor, and how many threads are reading from it."""
 
-    Safe between threads.
+    def __init__(self, descriptor: int, identity: Identity) -> None:
+        self.descriptor, self.identity = descriptor, identity
+        self.readers, self.is_forgotten = 0, False
+
+
+class FilePool:
+    """A pool of open files for reading, at most ``limit`` but for those that are being read.
+
+    A collection is read layer by layer, so that its files come round and round: the one used least
+    recently would always be closed just before it is wanted again. So it is any of them, by chance.
+
+    Safe between threads, which read at the same time; a file that is forgotten meanwhile is closed
+    by its last reader.
     """
 
-    def __init__(self, limit: int = 128) -> None:
-        self._limit = limit
-        self._files: OrderedDict[Path, tuple[int, Identity]] = OrderedDict()
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit or _files_to_keep()
+        self._files: dict[Path, _OpenFile] = {}
         self._lock = Lock()
+        self._chooser = random.Random(0)
 
     def pread_into(
         self, path: Path, buffer: memoryview, offset: int, identity: Identity | None = None
@@ -333,11 +346,9 @@ class FilePool:
             CorruptFileError: It is shorter, or was replaced since ``identity`` was taken.
             StorageError: It cannot be read.
         """
-        # The lock is held while reading: another thread could otherwise close the descriptor.
-        with self._lock:
-            try:
+        try:
+            with self._reading(path, identity) as descriptor:
                 done = 0
-                descriptor = self._descriptor(path, identity)
                 while done < len(buffer):
                     count = os.preadv(descriptor, [buffer[done:]], offset + done)
                     if count == 0:
@@ -348,35 +359,42 @@ class FilePool:
                             found=f"{offset + done} bytes",
                         )
                     done += count
-            except OSError as error:
-                if isinstance(error, VLoRAError):
-                    raise
-                raise read_error(path, error) from None
+        except OSError as error:
+            if isinstance(error, VLoRAError):
+                raise
+            raise read_error(path, error) from None
 
     def forget(self, path: Path) -> None:
         """Close ``path`` if it is open."""
         with self._lock:
-            self._close(path)
+            self._forget(path)
 
     def forget_below(self, directory: Path) -> None:
         """Close ``directory``, if it is a file, and every open file under it."""
         with self._lock:
             for path in [p for p in self._files if p == directory or directory in p.parents]:
-                self._close(path)
+                self._forget(path)
 
-    def _close(self, path: Path) -> None:
-        descriptor, _ = self._files.pop(path, (None, None))
-        if descriptor is not None:
-            os.close(descriptor)
+    @contextmanager
+    def _reading(self, path: Path, wanted: Identity | None) -> Iterator[int]:
+        """The descriptor of ``path``, which stays open until the block is left."""
+        with self._lock:
+            file = self._opened(path, wanted)
+            file.readers += 1
+        try:
+            yield file.descriptor
+        finally:
+            with self._lock:
+                file.readers -= 1
+                self._close_unused(file)
 
-    def _descriptor(self, path: Path, wanted: Identity | None) -> int:
-        if path in self._files and wanted not in (None, self._files[path][1]):
-            self._close(path)
-        if path in self._files:
-            self._files.move_to_end(path)
-            return self._files[path][0]
+    def _opened(self, path: Path, wanted: Identity | None) -> _OpenFile:
+        known = self._files.get(path)
+        if known is not None and wanted in (None, known.identity):
+            return known
+        self._forget(path)
         while len(self._files) >= self._limit:
-            self._close(next(iter(self._files)))
+            self._forget(self._chooser.choice(tuple(self._files)))
         descriptor = open_descriptor(path)
         identity = file_identity(os.fstat(descriptor))
         if wanted not in (None, identity):
@@ -386,8 +404,29 @@ class FilePool:
                 where=path,
                 remedy="open it again",
             )
-        self._files[path] = descriptor, identity
-        return descriptor
+        self._files[path] = file = _OpenFile(descriptor, identity)
+        return file
+
+    def _forget(self, path: Path) -> None:
+        file = self._files.pop(path, None)
+        if file is not None:
+            file.is_forgotten = True
+            self._close_unused(file)
+
+    @staticmethod
+    def _close_unused(file: _OpenFile) -> None:
+        if file.is_forgotten and not file.readers:
+            os.close(file.descriptor)
+
+
+def _files_to_keep() -> int:
+    """Half of what the system lets a process have open, at most 4,096."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return 512
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(4096, max(1, soft // 2)) if soft > 0 else 4096
 
 
 _POOL = FilePool()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 
 import pytest
@@ -19,6 +20,7 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
+from vlora_engine.utils import safetensors_file
 from vlora_engine.utils.safetensors_file import (
     FilePool,
     dtype_name,
@@ -214,6 +216,40 @@ def test_few_files_are_open_at_once_whatever_the_threads(tmp_path):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_files_that_come_round_and_round_mostly_stay_open(tmp_path, monkeypatch):
+    """Of a collection read layer by layer, that is a little larger than the pool."""
+    opened = []
+    plain = safetensors_file.open_descriptor
+    monkeypatch.setattr(
+        safetensors_file, "open_descriptor", lambda path: opened.append(path) or plain(path)
+    )
+    pool, files, layers = FilePool(limit=50), 60, 20
+    for i in range(files):
+        (tmp_path / str(i)).write_bytes(b"0123")
+    for _ in range(layers):
+        for i in range(files):
+            pool.pread_into(tmp_path / str(i), memoryview(bytearray(4)), 0)
+    assert len(opened) < files * layers / 2
+    pool.forget_below(tmp_path)
+
+
+def test_a_file_forgotten_while_it_is_read_is_closed_by_its_reader(tmp_path, monkeypatch):
+    pool, file, buffer = FilePool(), tmp_path / "x", bytearray(4)
+    file.write_bytes(b"0123")
+    plain, used = os.preadv, []
+
+    def read(descriptor, *rest):
+        pool.forget(file)
+        used.append(descriptor)
+        return plain(descriptor, *rest)
+
+    monkeypatch.setattr(os, "preadv", read)
+    pool.pread_into(file, memoryview(buffer), 0)
+    assert bytes(buffer) == b"0123"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(used[0])
 
 
 def test_a_writer_that_was_given_too_little_says_so(tmp_path):
