@@ -34,7 +34,8 @@ def validate(out: Output, subspace: o.Subspace) -> None:
     from vlora_engine.doctor.subspace_check import check_subspace
 
     (subspace,) = fetch_first(out, subspace)
-    findings = check_subspace(subspace)
+    with Watcher(out) as watcher:
+        findings = check_subspace(subspace, progress=watcher.on_progress)
     wrong = [f for f in findings if f.severity != "note"]
     out.json(
         "validate", {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]}

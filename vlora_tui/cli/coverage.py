@@ -64,23 +64,28 @@ def coverage_rows(
     """Per adapter its shares as a whole and per module."""
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
+    from vlora_engine.utils.progress import Progress
     from vlora_tui.cli.compare import find_all
+    from vlora_tui.cli.progress import Watcher
 
     opened = SharedSubspace.load(subspace, lazy=True)
     collection = find_all(adapters, out, skip_bad=skip_bad)
     sheet.require_apart_from([subspace, *collection.places.values()])
     rows = []
-    for name, source in collection.adapters.items():
-        try:
-            modules = subspace_coverage(opened, source)
-        except AdapterError as error:
-            if not skip_bad:
-                raise
-            out.warn(f"{name} is left out: {error.what}")
-            continue
-        shares = {share: coverage_total(modules, share) for share in SHARES}
-        energy = sum(figures["energy"] for figures in modules.values())
-        rows.append({"name": name, **shares, "energy": energy, "modules": modules})
+    total = len(collection.adapters)
+    with Watcher(out) as watcher:
+        for done, (name, source) in enumerate(collection.adapters.items(), 1):
+            try:
+                modules = subspace_coverage(opened, source)
+            except AdapterError as error:
+                if not skip_bad:
+                    raise
+                out.warn(f"{name} is left out: {error.what}")
+                continue
+            shares = {share: coverage_total(modules, share) for share in SHARES}
+            energy = sum(figures["energy"] for figures in modules.values())
+            rows.append({"name": name, **shares, "energy": energy, "modules": modules})
+            watcher.on_progress(Progress("coverage", done, total, name))
     for note in opened.notes:
         out.once(note)
     return rows

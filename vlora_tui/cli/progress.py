@@ -17,6 +17,7 @@ STAGES = {
     "download": "downloading",
     "upload": "uploading",
     "check": "checking",
+    "coverage": "measuring",
     "spectra": "spectra",
     "similarity": "comparing",
     "codec": "measuring",

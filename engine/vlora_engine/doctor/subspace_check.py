@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import sha256_file
 from vlora_engine.utils.locks import is_held
 from vlora_engine.utils.outputs import strays
+from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.reading import kind_error
+from vlora_engine.utils.run_context import RunContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,12 +28,13 @@ if TYPE_CHECKING:
     from vlora_engine.subspace.loadings import EncodedTask
     from vlora_engine.subspace.store import StoredSubspace
 
-
+STAGE = "check"  # of progress
+Tell = Callable[[str], None]  # that a file, a layer's basis or a task is done
 # What the rounding of a dtype leaves of an orthonormal basis.
 ORTHONORMAL = {"F64": 1e-5, "F32": 1e-5, "F16": 4e-3, "BF16": 3e-2}
 
 
-def check_subspace(path: str | Path) -> list[Finding]:
+def check_subspace(path: str | Path, *, progress: ProgressCallback | None = None) -> list[Finding]:
     """Everything that is wrong with a subspace directory: index, files, shapes, figures.
 
     Every byte is read: checksums, then every basis (finite, orthonormal) and every task (finite,
@@ -45,33 +48,48 @@ def check_subspace(path: str | Path) -> list[Finding]:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
         return [_from_error(error, file=SUBSPACE_INDEX, place="index", adapter=str(path))]
-    findings = _findings(manifest)
+    findings = _findings(manifest, _steps(manifest, RunContext(progress)))
     if findings and manifest.is_outdated():
-        return check_subspace(path)  # it was changed meanwhile: that is no fault
+        return check_subspace(path, progress=progress)  # it was changed meanwhile: that is no fault
     return [replace(finding, adapter=str(path)) for finding in findings]
 
 
-def _findings(manifest: Manifest) -> list[Finding]:
+def _steps(manifest: Manifest, run: RunContext) -> Tell:
+    """Counts what is done: the files, whose bytes are read; the bases; the tasks."""
+    has_bases = manifest.coding is None or manifest.shared_basis is not None
+    files = 0 if manifest.peer else len(manifest.files) + len(manifest.tasks)
+    total = files + len(manifest.tasks) + len(manifest.layers) * has_bases
+    done = 0
+
+    def tell(what: str) -> None:
+        nonlocal done
+        done += 1
+        run.report(STAGE, done, total, what)
+
+    return tell
+
+
+def _findings(manifest: Manifest, tell: Tell) -> list[Finding]:
     if manifest.peer:
-        return list(_peer_findings(manifest))
-    findings = list(_file_findings(manifest))
+        return list(_peer_findings(manifest, tell))
+    findings = list(_file_findings(manifest, tell))
     broken = {finding.file for finding in findings if finding.severity == "error"}
-    return findings + _content_findings(manifest, broken)
+    return findings + _content_findings(manifest, broken, tell)
 
 
-def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
+def _content_findings(manifest: Manifest, broken: set[str], tell: Tell) -> list[Finding]:
     if manifest.coding is not None:
-        return list(_coded_findings(manifest, broken))
+        return list(_coded_findings(manifest, broken, tell))
     from vlora_engine.subspace.store import StoredSubspace
 
     stored = StoredSubspace(manifest, verify=False)
     try:
-        return [*_basis_findings(stored, broken), *_task_findings(stored, broken)]
+        return [*_basis_findings(stored, broken, tell), *_task_findings(stored, broken, tell)]
     finally:
         stored.close()
 
 
-def _file_findings(manifest: Manifest) -> Iterator[Finding]:
+def _file_findings(manifest: Manifest, tell: Tell) -> Iterator[Finding]:
     from vlora_engine.subspace.soundness import RESTORE
     from vlora_engine.subspace.store import unlisted_task_files
 
@@ -90,6 +108,7 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
         elif sha256_file(file) != sha256:
             what = "The file's bytes are not those that the index vouches for."
             yield Finding("checksum", "error", what, RESTORE, file=name)
+        tell(name)
     if is_held(manifest.path):
         return  # what the index does not name yet, or any more, is somebody's work
     known = {manifest.path / name for name in (*listed, SUBSPACE_INDEX, "README.md")}
@@ -110,7 +129,7 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("stray-file", "warning", what, "delete it if it is not yours", file=name)
 
 
-def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
+def _basis_findings(stored: StoredSubspace, broken: set[str], tell: Tell) -> Iterator[Finding]:
     import torch
 
     manifest = stored.manifest
@@ -141,9 +160,10 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
                 if off > limit:
                     what = f"The basis is not orthonormal: off by {off:.2g}."
                     yield Finding("not-orthonormal", "warning", what, "compress again", **place)
+            tell(name)
 
 
-def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
+def _task_findings(stored: StoredSubspace, broken: set[str], tell: Tell) -> Iterator[Finding]:
     import torch
 
     for record in stored.manifest.tasks.values():
@@ -162,9 +182,10 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
                 break
         yield from _rest_findings(task, record)
+        tell(record.id)
 
 
-def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
+def _peer_findings(manifest: Manifest, tell: Tell) -> Iterator[Finding]:
     """Of a peer's subspace: every basis and every task is read; it has no checksums."""
     from vlora_engine.interop.store import store_of
 
@@ -179,16 +200,18 @@ def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
             except VLoRAError as error:
                 yield _from_error(error, module=spec.name)
                 return
+            tell(spec.name)
         for record in manifest.tasks.values():
             try:
                 store.task(record)
             except VLoRAError as error:
                 yield _from_error(error, file=record.file)
+            tell(record.id)
     finally:
         store.close()
 
 
-def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
+def _coded_findings(manifest: Manifest, broken: set[str], tell: Tell) -> Iterator[Finding]:
     """Every module of every task is decoded."""
     from vlora_engine.subspace.coded.store import CodedStore, Decoder
 
@@ -196,8 +219,8 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     decoder = Decoder(stored)
     try:
         if manifest.shared_basis is not None:
-            yield from _basis_findings(stored.of_basis, broken)
-            yield from _task_findings(stored.of_basis, broken)
+            yield from _basis_findings(stored.of_basis, broken, tell)
+            yield from _task_findings(stored.of_basis, broken, tell)
         for record in manifest.tasks.values():
             name = f"tasks/{record.file}"
             if (
@@ -217,6 +240,7 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 what = f"What {record.id!r} decodes to is not finite."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
             yield from _rest_findings(task, record)
+            tell(record.id)
     finally:
         stored.close()
 

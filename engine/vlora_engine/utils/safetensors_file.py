@@ -12,6 +12,7 @@ import hashlib
 import math
 import os
 import random
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -421,10 +422,6 @@ class FilePool:
 
 def _files_to_keep() -> int:
     """Half of what the system lets a process have open, at most 4,096."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return 512
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(4096, max(1, soft // 2)) if soft > 0 else 4096
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,9 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import NotFoundError
 from vlora_engine.findings import Finding
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.utils.files import sha256_file
+from vlora_engine.utils.progress import Progress
 
 
 @pytest.fixture(params=["delta", "columns", "flat"])
@@ -44,6 +47,20 @@ def edit(subspace: Path, file: str, key: str, value: float) -> None:
 
 def test_a_sound_one_has_no_findings(subspace: Path) -> None:
     assert check_subspace(subspace) == []
+
+
+@pytest.mark.parametrize("kind", ["delta", "auto", "auto with a basis"])
+def test_progress_goes_to_its_end(kind: str, tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "runs", 3)
+    sources = {path.name: open_adapter(path) for path in paths}
+    goal: dict[str, Any] = {"k": 2} if kind == "delta" else {"max_error": 0.1}
+    build_subspace(sources, tmp_path / "s", method=kind.split()[0], **goal)
+    if kind.endswith("basis"):
+        SharedSubspace.load(tmp_path / "s").with_basis(k=2).save(tmp_path / "s")
+    steps: list[Progress] = []
+    assert check_subspace(tmp_path / "s", progress=steps.append) == []
+    assert [step.done for step in steps] == list(range(1, len(steps) + 1))
+    assert {step.total for step in steps} == {len(steps)}
 
 
 def test_there_is_none(tmp_path: Path) -> None:
