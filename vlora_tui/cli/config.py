@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
 import subprocess
 import sys
 from typing import Annotated, Literal
@@ -15,6 +12,7 @@ from vlora_tui.cli.declare import argument
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.utils.config import SETTINGS, config_file, load_config, template
+from vlora_tui.utils.editor import editor
 from vlora_tui.utils.formatting import printable
 
 
@@ -48,14 +46,11 @@ def edit() -> None:
         StorageError: The file cannot be made.
     """
     file = config_file()
-    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
+    words, looked_for = editor()
     if not words:
-        found = next((name for name in ("nano", "vi") if shutil.which(name)), None)
-        words = [found] if found else []
-    if not words or shutil.which(words[0]) is None:
         raise InputError(
             "No editor was found.",
-            found=words[0] if words else "neither $VISUAL nor $EDITOR is set",
+            found=looked_for,
             remedy=f"set EDITOR, or change the file yourself: {file}",
         )
     if not is_terminal(sys.stdin):

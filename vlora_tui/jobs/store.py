@@ -384,7 +384,10 @@ class JobStore:
             if action is not None:
                 write_file(new / ACTION, dump_json(action.as_dict(), indent=1))
             _write_info(new, info)
-            new.rename(self.folder / job_id)
+            try:
+                new.rename(self.folder / job_id)
+            except OSError as error:
+                raise self._unusable(error) from None
         except BaseException:
             lock.release()
             shutil.rmtree(new, ignore_errors=True)

@@ -308,6 +308,20 @@ def test_a_recipe_with_missing_inputs_makes_no_job(store: JobStore, tmp_path: Pa
     assert [p.name for p in store.folder.iterdir()] == [".lock"]
 
 
+def test_a_job_that_the_disk_does_not_take_leaves_nothing(
+    store: JobStore, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(StorageError, match="No space left"):
+        store.create(build_recipe(adapters, tmp_path / "out"))
+    monkeypatch.undo()
+    assert store.jobs() == []
+    assert not list(store.folder.glob(".new-*"))
+
+
 def test_a_recipe_that_asks_for_nothing_is_refused(store: JobStore, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="asks for nothing"):
         start(store, Recipe(Input(subspace=str(tmp_path))))

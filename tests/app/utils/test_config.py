@@ -112,8 +112,11 @@ def test_config_edit_makes_the_file_and_opens_it(
 ) -> None:
     assert "terminal" in cli("config", "edit", code=2).err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("EDITOR", "no-such-editor")
-    assert "No editor" in cli("config", "edit", code=2).err
+    for wrong in ("no-such-editor", "'vi", "''"):
+        monkeypatch.setenv("EDITOR", wrong)
+        told = cli("config", "edit", code=2).err
+        assert "No editor was found." in told
+        assert f"$EDITOR is {wrong}" in told
     monkeypatch.setenv("EDITOR", "true")
     cli("config", "edit")
     assert file.read_text() == template()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -29,6 +27,7 @@ from vlora_tui.tui.core.view import View
 from vlora_tui.tui.key_names import key, keyed, use
 from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.utils.config import Config, Problem, load_config, template
+from vlora_tui.utils.editor import editor
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -176,7 +175,10 @@ class BaseApp(FaultNet):
 
     def edit_settings(self) -> None:
         """Open the settings in the user's editor; they count from the next start on."""
-        words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi")
+        words, looked_for = editor()
+        if not words:
+            self.complain(f"No editor was found: {looked_for}. The file is {self.config.file}.")
+            return
         try:
             if not self.config.file.exists():
                 self.config.file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -23,11 +20,11 @@ from vlora_tui.tui.core.messages import ChoiceChanged
 from vlora_tui.tui.run.job_text import goal_words, packing_words
 from vlora_tui.tui.text import clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.dialogs import ListProblems, Option
+from vlora_tui.utils.editor import editor
 
 if TYPE_CHECKING:
     from vlora_tui.tui.run.desk import Desk
 
-EDITORS = ("nano", "vim", "vi")
 AGAIN, DISCARD = "again", "discard"
 
 
@@ -90,8 +87,8 @@ class RecipeEditor:
 
     def _edit(self, text: str, *, again: bool = False) -> None:
         """Let the user edit a text; one that was wrong is judged even if it was not changed."""
-        words = editor()
-        if words is None:
+        words, _ = editor()
+        if not words:
             self._view.host.complain("No editor was found: set EDITOR, for example to nano.")
             return
         try:
@@ -160,15 +157,6 @@ class RecipeEditor:
         problems = [(what, more.splitlines())]
         words = "The recipe was not taken."
         self._view.app.push_screen(ListProblems("Recipe", words, problems, options), answered)
-
-
-def editor() -> list[str] | None:
-    """The words that start the user's editor: $VISUAL, $EDITOR, or one that is installed."""
-    words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
-    if words:
-        return words if shutil.which(words[0]) else None
-    found = next((name for name in EDITORS if shutil.which(name)), None)
-    return None if found is None else [found]
 
 
 def _same(one: Recipe, other: Recipe) -> bool:
