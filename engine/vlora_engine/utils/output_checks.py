@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vlora_engine.errors import (
@@ -166,10 +166,12 @@ def require_apart(
     around_things = {_identity(above): path for above, path in around.items()}
     for known in (things, around_things):
         known.pop(_NOTHING, None)
-    for i, output in enumerate(outputs):
-        others = {form for j, path in enumerate(outputs) if j != i for form in _forms(path)}
-        for path in _forms(output):
-            if path in others:
+    written = [_forms(output) for output in outputs]
+    whose = _owners([(_READ, read), *enumerate(written)])
+    inside = _two_inside(whose)
+    for i, (output, forms) in enumerate(zip(outputs, written, strict=True)):
+        for path in forms:
+            if whose[path] - {i, _READ}:
                 raise ParameterError("Two outputs go to one place.", where=output)
             if path in read or _identity(path) in things:
                 raise ParameterError(
@@ -177,18 +179,43 @@ def require_apart(
                     where=output,
                     remedy="choose another output; nothing is changed in place",
                 )
-            above = set(path.parents)
-            above |= {things[i] for i in map(_identity, path.parents) if i in things}
-            held = around_things.get(_identity(path))
-            for other in sorted({*read, *others}):
-                if other in above or path in other.parents or other == held:
-                    inside = f"it is in {other}" if other in above else f"{other} is in it"
-                    raise ParameterError(
-                        "An output lies inside another path of this work, or that in it.",
-                        where=output,
-                        found=inside,
-                        remedy="choose an output beside it",
-                    )
+            above = {parent for parent in path.parents if whose.get(parent, set()) - {i}}
+            above |= {things[key] for key in map(_identity, path.parents) if key in things}
+            below = {other for owner, other in inside.get(path, {}).items() if owner != i}
+            if (held := around_things.get(_identity(path))) is not None:
+                below.add(held)
+            if above or below:
+                other = min(above | below)
+                raise ParameterError(
+                    "An output lies inside another path of this work, or that in it.",
+                    where=output,
+                    found=f"it is in {other}" if other in above else f"{other} is in it",
+                    remedy="choose an output beside it",
+                )
+
+
+_READ = -1  # whose the inputs are; an output is its own number's
+
+
+def _owners(forms: Iterable[tuple[int, set[Path]]]) -> dict[Path, set[int]]:
+    """Whose every path is."""
+    whose: dict[Path, set[int]] = {}
+    for owner, paths in forms:
+        for path in paths:
+            whose.setdefault(path, set()).add(owner)
+    return whose
+
+
+def _two_inside(whose: Mapping[Path, set[int]]) -> dict[Path, dict[int, Path]]:
+    """What lies in every directory: a path each of two owners, so that one is another's."""
+    inside: dict[Path, dict[int, Path]] = {}
+    for path in sorted(whose):
+        for above in path.parents:
+            known = inside.setdefault(above, {})
+            for owner in whose[path]:
+                if owner not in known and len(known) < 2:
+                    known[owner] = path
+    return inside
 
 
 _NOTHING = (0, 0)
