@@ -332,14 +332,16 @@ def match_pattern(
     Raises:
         ParameterError: A pattern takes too long to match.
     """
+    budget = budget or Budget()
     for key, value in pattern.items():
         if PLAIN.match(key):
             if matches_end(key, module):
                 return value
             continue
         try:
-            regex = bounded(rf"(.*\.)?({key})$")
+            regex = bounded(rf"(.*\.)?({key})$", budget)
         except ParameterError:  # it is none
+            budget.spend(0)  # which ends it where making them took too long
             continue
         if regex.matches(module, budget):
             return value

@@ -38,7 +38,7 @@ class PatternTable:
                 self._by_leaf.setdefault(key.rpartition(".")[2], []).append((position, key))
                 continue
             try:
-                self._regexes.append((position, bounded(rf"(.*\.)?({key})$")))
+                self._regexes.append((position, bounded(rf"(.*\.)?({key})$", self._budget)))
             except ParameterError as error:
                 raise self._error(key, error) from None
 
@@ -75,13 +75,49 @@ class PatternTable:
                 yield position
 
     def _error(self, key: str, error: ParameterError) -> AdapterError:
-        found = ascii(key) if len(key) <= 80 else f"{key[:77]!a}..."
-        return AdapterError(
-            f"A module pattern in {self._name!r} of the adapter's config cannot be used: "
-            f"{error.what[:1].lower()}{error.what[1:]}",
-            where=self._where,
-            expected="a module name or a simple regular expression",
-            found=found,
-            remedy=f"write the modules' names in {self._name!r}",
-            code="bad-config",
-        )
+        return _pattern_error(self._name, key, error, self._where)
+
+
+def check_for_peft(config: Mapping[str, Any], where: Path | str | None = None) -> None:
+    """Check that PEFT, which matches with Python's own matcher, comes to an end with a config.
+
+    Raises:
+        AdapterError: One of its patterns could take years, or is none.
+    """
+    for name, form in _PEFTS.items():
+        given = config.get(name)
+        keys = [given] if isinstance(given, str) else []
+        if isinstance(given, list | dict) and not name.endswith(
+            "_modules"
+        ):  # whose lists are names
+            keys = [key for key in given if isinstance(key, str)]
+        for key in keys:
+            if not PLAIN.match(key):
+                try:
+                    bounded(form.format(key), Budget()).require_quick(_LENGTH)
+                except ParameterError as error:
+                    raise _pattern_error(name, key, error, where) from None
+
+
+_LENGTH = 100  # letters of a module's name: what takes for ever does so on half of them
+_PEFTS = {
+    "target_modules": "{}",
+    "exclude_modules": "{}",
+    "layers_pattern": r".*\.{}\.(\d+)\.",
+    "rank_pattern": r"(.*\.)?({})$",
+    "alpha_pattern": r"(.*\.)?({})$",
+}
+
+
+def _pattern_error(
+    name: str, key: str, error: ParameterError, where: Path | str | None
+) -> AdapterError:
+    return AdapterError(
+        f"A module pattern in {name!r} of the adapter's config cannot be used: "
+        f"{error.what[:1].lower()}{error.what[1:]}",
+        where=where,
+        expected="a module name or a simple regular expression",
+        found=ascii(key) if len(key) <= 80 else f"{key[:77]!a}...",
+        remedy=f"write the modules' names in {name!r}",
+        code="bad-config",
+    )

@@ -6,7 +6,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,13 +206,18 @@ def _most_common(values: Mapping[str, Any], preferred: Any) -> Any:
     return max(counts, key=lambda value: (counts[value], value == preferred, value))
 
 
+_OPERATOR = re.compile(r"[()\[\]{}?*+|^$\\]")  # in a name: as a pattern it may be slow
+
+
 def _exceptions(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """A pattern table that gives every module its value, each matched by its own key alone."""
     table = {name: value for name, value in sorted(values.items()) if value != default}
-    with suppress(ParameterError):  # of a name that is a pattern, and a slow one
-        if all(match_pattern(table, name, default) == value for name, value in values.items()):
-            return table
-    # A name that ends another one's, or whose dots match another letter: anchor and escape.
+    if not any(_OPERATOR.search(name) for name in table) and all(
+        match_pattern(table, name, default) == value for name, value in values.items()
+    ):
+        return table
+    # A name that is a pattern, ends another one's, or whose dots match another letter: anchor and
+    # escape.
     return {f"^{re.escape(name)}": value for name, value in table.items()}
 
 

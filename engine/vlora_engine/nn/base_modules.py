@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.adapters.module_names import PREFIX, plain_name, renamed, tidied
+from vlora_engine.errors import AdapterError
 from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.layout import split_key
+from vlora_engine.formats.patterns import check_for_peft
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.utils.file_names import MODEL_CONFIG
 
@@ -354,6 +356,11 @@ def _reach_as(
     if isinstance(built, str):
         return Reach(len(modules), base=label, unknown=built)
     fields = {name: config[name] for name in _FIELDS if config.get(name) is not None}
+    try:
+        check_for_peft(fields)
+    except AdapterError as error:
+        unknown = f"{error.what[:1].lower()}{error.what[1:]}".rstrip(".")
+        return Reach(len(modules), base=label, unknown=unknown)
     factors = [key for key in tensors if split_key(key)]
     given = {key: list(shape) for key, shape in tensors.items()}
     asked = json.dumps([fields, sorted(given.items())], sort_keys=True, default=str)

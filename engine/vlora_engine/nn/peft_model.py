@@ -29,6 +29,7 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
+from vlora_engine.formats.patterns import check_for_peft
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES, STORAGE_DTYPES
 from vlora_engine.utils.device import pick_device
@@ -158,6 +159,7 @@ class BaseModel:
                 expected='"bias": "none"',
                 found=repr(adapter.config["bias"]),
             )
+        check_for_peft(adapter.config, adapter.where)
         self._count += 1
         name = f"{slot}{self._count}"
         with as_misfit(adapter, self.name), quiet():
@@ -424,6 +426,7 @@ def with_adapter(base_model: Any, adapter: PeftAdapter) -> Any:
     """
     from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 
+    check_for_peft(adapter.config, adapter.where)
     name = str(getattr(base_model, "name_or_path", "") or type(base_model).__name__)
     with as_misfit(adapter, name), quiet():
         settings = {**adapter.config, "base_model_name_or_path": None}

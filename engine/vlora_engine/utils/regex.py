@@ -5,6 +5,7 @@ cannot be interrupted. Here a pattern that cannot backtrack far is given to it; 
 nondeterministic automaton that is walked one character at a time (Thompson 1968; Cox, "Regular
 Expression Matching Can Be Simple And Fast", 2007), so that time grows with the length of pattern
 and text. Look-ahead and look-behind are conditions on a position, tried by automata of their own.
+An automaton is built when the first text needs it, and counts against the budget like its steps.
 What no automaton can do (references to groups, atomic groups) is given to Python's matcher where
 the ways through the pattern are few, and refused elsewhere.
 
@@ -18,17 +19,20 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from vlora_engine.errors import ParameterError
 
 PLAIN = re.compile(r"[\w.\-]*\Z")  # for which `matches_end` will do
 MAX_PATTERN = 4000  # characters
-MAX_STATES = 20_000
+MAX_STATES = 20_000  # of one pattern, those of what it looks for around a place included
+COMPILED = 0.01  # seconds in which Python compiles what has no large sets regardless of case
+STATE = 30  # steps that building one state stands for: what it takes in time and in memory
 MAX_STEPS = 3_000_000  # of one budget: about a second
 QUICK = 200_000  # steps at most that Python's matcher is given: it is quicker where it is quick
 SLOW = 20_000_000  # the same where there is no automaton
+MOST = 2_000_000_000  # and where others match; what takes for ever takes more by far
 _CACHED = 1000  # sets of states whose transitions are kept
 
 Condition = Callable[[str, int, "Budget"], bool]
@@ -40,6 +44,7 @@ class Budget:
 
     def __init__(self, steps: int = MAX_STEPS) -> None:
         self.left = steps
+        self._built: set[tuple[str, str]] = set()
 
     def spend(self, steps: int) -> None:
         """Count steps of a match, and end it where there were too many.
@@ -54,6 +59,16 @@ class Budget:
                 expected="a regular expression that is quickly matched",
                 remedy="write names instead, or a simpler pattern",
             )
+
+    def build(self, what: str, pattern: str, steps: int) -> None:
+        """Count what is built of a pattern once, whether or not it was kept from before.
+
+        Raises:
+            ParameterError: As `spend`.
+        """
+        if (what, pattern) not in self._built:
+            self._built.add((what, pattern))
+            self.spend(steps)
 
 
 class Unsupported(Exception):
@@ -75,20 +90,17 @@ class BoundedPattern:
                 found=f"{len(pattern)} characters",
             )
         self.pattern = pattern
-        self._automaton: _Automaton | None = None
         self._known: dict[int, int] = {}
+        before = time.thread_time()
         try:
             self._compiled = re.compile(pattern)
             self._tree = _parser().parse(pattern)
-            with suppress(Unsupported):
-                self._automaton = _Automaton(self._tree)
-        except ParameterError:
-            raise
         except (re.error, RecursionError, OverflowError, ValueError) as error:
             raise ParameterError(
                 "A pattern is no regular expression that can be used.",
                 found=f"{pattern[:80]!r}: {str(error) or type(error).__name__}",
             ) from None
+        self.cost = int(max(0.0, time.thread_time() - before - COMPILED) * MAX_STEPS)
 
     def matches(self, text: str, budget: Budget | None = None) -> bool:
         """Whether ``re.match(pattern, text)`` finds something.
@@ -99,6 +111,7 @@ class BoundedPattern:
         budget = budget or Budget()
         steps = self._steps(len(text))
         if steps > QUICK and self._automaton is not None:
+            budget.build("automaton", self.pattern, STATE * self._automaton.states)
             return self._automaton.matches(text, budget)
         if steps > SLOW:
             budget.spend(MAX_STEPS + 1)
@@ -106,6 +119,27 @@ class BoundedPattern:
         found = self._compiled.match(text) is not None
         budget.spend(1 + int((time.thread_time() - before) * MAX_STEPS))
         return found
+
+    def require_quick(self, length: int) -> None:
+        """Check that Python's matcher comes to an end on texts of a length; in general seconds.
+
+        Raises:
+            ParameterError: It could take years.
+        """
+        ways = _ways(self._tree, length, MOST)
+        if ways * (length + len(self.pattern) + 1) > MOST:
+            Budget(0).spend(1)
+
+    @cached_property
+    def _automaton(self) -> _Automaton | None:
+        """The automaton for this pattern; None where there can be none.
+
+        Raises:
+            ParameterError: It would be too large.
+        """
+        with suppress(Unsupported):
+            return _Automaton(self._tree)
+        return None
 
     def _steps(self, length: int) -> int:
         """How many steps Python's matcher could take on a text of this length; more than `SLOW`."""
@@ -115,10 +149,18 @@ class BoundedPattern:
         return self._known[length]
 
 
-@lru_cache(4096)
-def bounded(pattern: str) -> BoundedPattern:
-    """`BoundedPattern`, kept for the next time."""
-    return BoundedPattern(pattern)
+def bounded(pattern: str, budget: Budget) -> BoundedPattern:
+    """`BoundedPattern`, kept for the next time; ``budget`` is for making it, too.
+
+    Raises:
+        ParameterError: As `BoundedPattern`; making it takes too long.
+    """
+    made = _kept(pattern)
+    budget.build("pattern", pattern, made.cost)
+    return made
+
+
+_kept = lru_cache(4096)(BoundedPattern)
 
 
 def _parser() -> Any:
@@ -143,6 +185,8 @@ def _ways_of(op: str, argument: Any, length: int, most: int) -> int:
         if inside == 1 and not _is_fixed(body):
             inside = 2  # empty or not: counted as a choice in every round
         rounds = min(int(largest), length + 1)
+        if body.getwidth()[0] == 0:  # rounds of nothing are gone through, too
+            rounds = max(rounds, int(least))
         if inside == 1:
             return max(1, rounds - min(int(least), rounds) + 1)
         return most if rounds > 16 else min(most, sum(inside**n for n in range(rounds + 1)))
@@ -193,7 +237,7 @@ _CATEGORIES = {
 
 
 def _chars(op: str, argument: Any) -> Chars | None:
-    """What one item of a pattern takes, if it takes one character."""
+    """What one item of a pattern takes, if it takes one character and is no set."""
     if op == "LITERAL":
         wanted = chr(argument)
         return lambda c: c == wanted
@@ -202,8 +246,6 @@ def _chars(op: str, argument: Any) -> Chars | None:
         return lambda c: c != unwanted
     if op == "ANY":
         return lambda c: c != "\n"
-    if op == "IN":
-        return _set(argument)
     return None
 
 
@@ -222,6 +264,7 @@ def _set(items: Sequence[Any]) -> Chars:
         else:
             raise Unsupported(str(op))
 
+    @cache
     def takes(c: str) -> bool:
         found = (
             c in singles
@@ -277,11 +320,14 @@ _ACCEPT = 0
 class _Automaton:
     """States: one that accepts, and those that take a character, ask a condition, or fork."""
 
-    def __init__(self, tree: Iterable[Any]) -> None:
+    def __init__(self, tree: Iterable[Any], around: _Automaton | None = None) -> None:
+        self.states = 0  # with those of automata inside
+        self._around = around
         self._chars: list[Chars | None] = [None]
         self._conditions: list[Condition | None] = [None]
         self._next: list[list[int]] = [[]]
         self._looks_around = False
+        self._known_sets: dict[int, Chars] = {}  # by the item: repetitions come upon it again
         self._start = self._sequence(tree, _ACCEPT)
         self._sets: dict[frozenset[int], dict[str, frozenset[int]]] = {}
 
@@ -290,16 +336,23 @@ class _Automaton:
     def _state(
         self, following: list[int], chars: Chars | None = None, condition: Condition | None = None
     ) -> int:
-        if len(self._next) >= MAX_STATES:
+        self._count()
+        self._chars.append(chars)
+        self._conditions.append(condition)
+        self._next.append(following)
+        return len(self._next) - 1
+
+    def _count(self) -> None:
+        """Count a state here and in what this is a part of."""
+        self.states += 1
+        if self._around is not None:
+            self._around._count()
+        elif self.states >= MAX_STATES:
             raise ParameterError(
                 "A pattern is too large.",
                 expected=f"at most {MAX_STATES} steps, repetitions written out",
                 remedy="write names instead, or a simpler pattern",
             )
-        self._chars.append(chars)
-        self._conditions.append(condition)
-        self._next.append(following)
-        return len(self._next) - 1
 
     def _sequence(self, tree: Iterable[Any], following: int) -> int:
         for op, argument in reversed(list(tree)):
@@ -307,7 +360,12 @@ class _Automaton:
         return following
 
     def _item(self, op: str, argument: Any, following: int) -> int:
-        chars = _chars(op, argument)
+        if op == "IN":
+            chars = self._known_sets.get(id(argument))
+            if chars is None:
+                chars = self._known_sets[id(argument)] = _set(argument)
+        else:
+            chars = _chars(op, argument)
         if chars is not None:
             return self._state([following], chars)
         if op == "BRANCH":
@@ -338,11 +396,13 @@ class _Automaton:
             for _ in range(int(largest) - int(least)):
                 following = self._state([self._sequence(body, following), following])
         for _ in range(int(least)):
-            following = self._sequence(body, following)
+            before, following = following, self._sequence(body, following)
+            if following == before:  # a round of nothing: so are all others
+                break
         return following
 
     def _look(self, op: str, direction: int, body: Any) -> Condition:
-        inner, wanted = _Automaton(body), op == "ASSERT"
+        inner, wanted = _Automaton(body, self), op == "ASSERT"
         if direction >= 0:
             return lambda text, at, budget: inner.walk(text, at, budget) is wanted
         width = body.getwidth()[0]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.witnesses import make
 from vlora_engine.adapters.model import match_pattern
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.errors import AdapterError
 from vlora_engine.formats import patterns
 from vlora_engine.formats.patterns import PatternTable
 
@@ -64,3 +65,33 @@ def test_entries_whose_order_decides_are_reported(tmp_path):
     (finding,) = [f for f in adapter.findings if f.code == "overlapping-patterns"]
     assert finding.severity == "warning"
     assert "transformer.h.1.attn.c_attn" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", "(.|..)+@"),
+        ("exclude_modules", "(a+)+$"),
+        ("layers_pattern", ["h", "(.*.*.*.*.*.*)+@"]),
+        ("rank_pattern", {"(x|x)*y": 3}),
+        ("target_modules", "(q"),
+    ],
+)
+def test_what_peft_would_match_for_ever_is_not_given_to_it(field, value):
+    with pytest.raises(AdapterError, match=f"A module pattern in '{field}'"):
+        patterns.check_for_peft({field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("target_modules", r".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$"),
+        ("target_modules", r"^(?!.*(lm_head|visual)).*\.(q_proj|v_proj)"),
+        ("exclude_modules", ["(a+)+$"]),  # a list has names
+        ("layers_pattern", "(layers|h)"),
+        ("layers_pattern", 7),
+        ("alpha_pattern", {r"model\.layers\.(0|1|2|10)\..*proj": 3}),
+    ],
+)
+def test_what_is_common_may_be_given_to_peft(field, value):
+    patterns.check_for_peft({field: value})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils import regex
-from vlora_engine.utils.regex import BoundedPattern, Budget
+from vlora_engine.utils.regex import BoundedPattern, Budget, bounded
 
 ATOMS = [
     "a", "b", ".", r"\.", "[ab]", "[^a]", r"\d", r"\w", r"\W", "[0-9.]", "[^b.]", r"[\d_]",
@@ -131,9 +132,50 @@ def test_short_references_work_as_in_python():
     assert not pattern.matches("abxa")
 
 
-@pytest.mark.parametrize(
-    "pattern", ["(", "a{2,1}", "(?<=a*)b", "*", "(" * 3000, "a" * 5000, "((a{99}){99}){99}"]
-)
+SETS = "".join(f"{chr(200 + 3 * i)}-{chr(201 + 3 * i)}" for i in range(1200))
+LARGE = {
+    "rounds that may be nothing": "(?:){0,300000000}",
+    "rounds of rounds": "((a?){199}){199}",
+    "looks ahead": "(?:(?=a{19000})){1000}x",
+    "sets": f"(?:[{SETS}]?){{19000}}",
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_would_be_large_is_not_built(name):
+    before = time.process_time()
+
+    with pytest.raises(ParameterError, match="too large"):
+        BoundedPattern(LARGE[name]).matches("a" * 1200)
+
+    assert time.process_time() - before < 5
+
+
+def test_rounds_of_nothing_take_no_time():
+    assert BoundedPattern("(?:(?:){60000}){300000000}a").matches("ab")
+    assert BoundedPattern(f"(?:[{SETS}]?){{9000}}a").matches("a" * 1200)
+
+
+def test_what_many_patterns_take_together_is_bounded():
+    for _ in "12":  # those that were kept count alike
+        budget, built = Budget(), 0
+        while budget.left >= 0 and built < 100:
+            pattern = bounded(f"(x?{built}*)*a{{15000}}", budget)
+            with suppress(ParameterError):
+                pattern.matches("a" * 300, budget)
+            built += 1
+        assert 2 < built < 20
+
+
+def test_what_python_compiles_slowly_counts(monkeypatch):
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr(regex.time, "thread_time", lambda: next(clock))
+
+    with pytest.raises(ParameterError, match="takes too long"):
+        bounded("(?i)slow to compile", Budget())
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", "(?<=a*)b", "*", "(" * 3000, "a" * 5000])
 def test_what_is_no_pattern_is_refused_in_words(pattern):
     with pytest.raises(ParameterError, match="pattern"):
         BoundedPattern(pattern)
