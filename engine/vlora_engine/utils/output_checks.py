@@ -256,8 +256,19 @@ _WRITTEN = re.compile(
 )
 
 
+_WRITTEN_IN = {  # the files in folders of an output
+    "tasks": re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors|\..+\.(part|gone)(-[\w-]+)?"),
+    "layers": re.compile(r"\d+\.safetensors|\..+\.part(-[\w-]+)?"),
+    "vectors": re.compile(r"\d+\.safetensors|\..+\.part(-[\w-]+)?"),
+}
+_FOLDER = re.compile(r"tasks|layers|vectors|\..+")  # what may be a folder in an output
+
+
 def foreign_entries(path: Path) -> list[str]:
-    """The names at ``path`` that no output of this engine has, sorted; none for a symbolic link."""
+    """What no output of this engine has at ``path``, sorted; none for a symbolic link.
+
+    Names, of what lies in a folder of an output with that folder: ``tasks/notes.txt``.
+    """
     if path.is_symlink():
         return []
     if not path.is_dir():
@@ -265,7 +276,20 @@ def foreign_entries(path: Path) -> list[str]:
     names = sorted(entry.name for entry in path.iterdir())
     if not MARKERS.intersection(names):
         return [] if _is_peers_form_of_ours(path, names) else names
-    return [name for name in names if not _WRITTEN.fullmatch(name)]
+    foreign = [
+        name
+        for name in names
+        if not _WRITTEN.fullmatch(name) or (_is_folder(path / name) and not _FOLDER.fullmatch(name))
+    ]
+    for folder, written in _WRITTEN_IN.items():
+        if _is_folder(path / folder):
+            inside = sorted(entry.name for entry in (path / folder).iterdir())
+            foreign += [f"{folder}/{name}" for name in inside if not written.fullmatch(name)]
+    return foreign
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 _PEERS_FILES = re.compile(
@@ -274,12 +298,18 @@ _PEERS_FILES = re.compile(
 )
 
 
+_SHARE_TASK = {"adapter_meta.json", "loadings.safetensors"}
+
+
 def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
     """Whether this engine wrote the directory in another library's format, with nothing added."""
     markers = PEERS_MARKERS.intersection(names)
     if not markers or not all(_PEERS_FILES.fullmatch(name) for name in names):
         return False
     try:
+        for task in (path / "adapters").iterdir() if "adapters" in names else ():
+            if not {entry.name for entry in task.iterdir()} <= _SHARE_TASK:
+                return False
         return all(b'"written_by": "vlora-tui"' in read_file(path / name) for name in markers)
     except OSError:
         return False

@@ -226,6 +226,7 @@ def _hand_over(old: Path, new: Path) -> None:
     if old.is_dir() and not old.is_symlink() and new.is_dir():
         for name in foreign_entries(old):
             if not os.path.lexists(new / name):
+                (new / name).parent.mkdir(exist_ok=True)
                 os.rename(old / name, new / name)
 
 

@@ -82,11 +82,45 @@ def test_force_deletes_nothing_that_others_wrote(place, tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["tasks/thesis.txt", "layers/x/thesis.txt", "vectors/thesis.txt", "README.md/thesis.txt"],
+)
+def test_force_deletes_nothing_in_the_folders_of_an_output(place, tmp_path):
+    final = tmp_path / "out"
+    (final / place).parent.mkdir(parents=True)
+    (final / "subspace.json").write_text("{}")
+    (final / place).write_text("thesis")
+
+    with pytest.raises(OutputExistsError, match="did not write"):
+        check_output(final, force=True)
+
+    (final / "subspace.json").unlink()
+    (final / "share_config.json").write_text('{"written_by": "vlora-tui"}')
+    with pytest.raises(OutputExistsError, match="did not write"):
+        check_output(final, force=True)
+
+
+def test_what_others_wrote_into_a_peers_form_is_not_ours(tmp_path):
+    (tmp_path / "adapters" / "a").mkdir(parents=True)
+    (tmp_path / "share_config.json").write_text('{"written_by": "vlora-tui"}')
+    (tmp_path / "adapters" / "a" / "loadings.safetensors").write_text("")
+    check_output(tmp_path, force=True)
+
+    (tmp_path / "adapters" / "a" / "thesis.txt").write_text("thesis")
+
+    with pytest.raises(OutputExistsError, match="did not write"):
+        check_output(tmp_path, force=True)
+
+
 def test_renewing_keeps_what_others_put_beside(tmp_path):
     final = tmp_path / "out"
     (final / ".git").mkdir(parents=True)
     (final / ".git" / "HEAD").write_text("main")
     (final / "subspace.json").write_text("old")
+    (final / "tasks").mkdir()
+    (final / "tasks" / "a.safetensors").write_text("old")
+    (final / "tasks" / "notes.txt").write_text("mine")
     left = tmp_path / ".out.part-old"  # of a renewal that was killed before its last step
     left.mkdir()
     (left / "notes.txt").write_text("mine")
@@ -95,7 +129,8 @@ def test_renewing_keeps_what_others_put_beside(tmp_path):
     with new_directory(final, keep_foreign=True) as partial:
         (partial / "subspace.json").write_text("new")
 
-    assert names(final) == [".git", "notes.txt", "subspace.json"]
+    assert names(final) == [".git", "notes.txt", "subspace.json", "tasks"]
+    assert names(final / "tasks") == ["notes.txt"]
     assert (final / "subspace.json").read_text() == "new"
     assert (final / ".git" / "HEAD").read_text() == "main"
     assert names(tmp_path) == ["out"]
