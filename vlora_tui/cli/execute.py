@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -123,8 +124,12 @@ def open_events(path: Path) -> events.EventWriter:
     try:
         return events.EventWriter(path)
     except OSError as error:
+        unread = error.errno == errno.ENXIO
+        reason = "nobody reads this pipe" if unread else error.strerror or error
         raise StorageError(
-            f"The events file cannot be written: {error.strerror or error}.", where=path
+            f"The events file cannot be written: {reason}.",
+            where=path,
+            remedy="start what reads it first, or name a file" if unread else "name another file",
         ) from None
 
 

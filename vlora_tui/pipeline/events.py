@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from typing import IO, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from vlora_engine.findings import Finding
 from vlora_engine.utils.reading import open_file
@@ -389,6 +390,15 @@ def _is_first_torn(line: bytes) -> bool:
     return begun and not line.endswith(b"\n") and decode_timed(line) is None
 
 
+def _open_to_append(path: Path) -> IO[bytes]:
+    """The file, unbuffered; a pipe that nobody reads is an error, where opening it would wait."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(descriptor, True)
+    return open(descriptor, "ab", buffering=0)
+
+
 class EventWriter:
     """Appends events to a file as JSON lines, progress at most twice a second.
 
@@ -412,7 +422,7 @@ class EventWriter:
         self._seq = _last_seq(path) if there else 0
         # A killed run's last line must not swallow our first.
         self._torn = there and _ends_torn(path)
-        self._file = path.open("ab", buffering=0)
+        self._file = _open_to_append(path)
         if self._torn and not self._seq and _is_first_torn(_first_line(path)):
             self._file.truncate(0)  # it would be no file of events with this as its first line
             self._torn = False

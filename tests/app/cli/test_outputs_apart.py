@@ -198,3 +198,18 @@ def test_spectra_that_are_chosen_on_are_an_input(places: Path, cli: Cli, name: s
 def test_beside_an_input_is_room(places: Path, cli: Cli) -> None:
     cli("convert", "A", "--to", "mlx", "-o", "A-mlx")
     cli("resize", "S:task00", "--rank", "2", "-o", "S2")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_events_wait_for_no_reader(places: Path, cli: Cli) -> None:
+    os.mkfifo(pipe := places / "pipe")
+    words = ["resize", "A", "--rank", "2", "-o", "new", "--events", pipe]
+
+    told = cli(*words, code=1).err
+    assert "nobody reads this pipe" in told
+    assert "start what reads it first" in told
+
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    cli(*words)
+    assert b'"type": "finished"' in os.read(reader, 1 << 16)
+    os.close(reader)
