@@ -102,6 +102,11 @@ class Terminal:
         """Type text, letter for letter."""
         assert self._tmux("send-keys", "-l", text).returncode == 0, self._last
 
+    def send(self, sent: bytes) -> None:
+        """Let the terminal send bytes, whatever they are."""
+        words = [f"{byte:02x}" for byte in sent]
+        assert self._tmux("send-keys", "-H", *words).returncode == 0, self._last
+
     def has_ended(self) -> None:
         """Wait until the program has ended, and with it its terminal."""
         __tracebackhide__ = True
@@ -335,6 +340,19 @@ def test_after_a_suspension_the_whole_screen_is_there_again(terminal: Open, home
         lambda screen: [line for line in screen.splitlines() if "task" not in line] == whole,
         "everything that was there before",
     )
+
+
+def test_bytes_that_are_no_keys_end_nothing(terminal: Open, home: Path) -> None:
+    make.collection(home / "runs", 2)
+    tui = terminal(home / "runs")
+    tui.sees("2 adapters found")
+
+    tui.send(b"\xff\xfe\xc3")  # no UTF-8: another terminal's letters, or a file of bytes
+    tui.send(b"\x1b[200~a\x1b[31mq\rq\r\x1b[201~")  # a paste with an escape sequence
+    tui.send(b"\x1b[<0;99999;99999M\x1b[999999999999999999;5u\x1b[1;1R")
+    tui.press("?")
+
+    tui.sees("Step 1, Adapters")
 
 
 @pytest.fixture

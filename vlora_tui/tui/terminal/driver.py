@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import selectors
 import signal
 import sys
 import threading
+from codecs import getincrementaldecoder
+from contextlib import suppress
 from typing import Any
 
 from textual import events
+from textual._parser import ParseError
+from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
 from textual.message import Message
 
 from vlora_tui.tui.terminal.announce import POP_TITLE, PUSH_TITLE
+from vlora_tui.tui.terminal.pasted import PastesAsText
 from vlora_tui.tui.terminal.sgr import without_colour
 from vlora_tui.tui.terminal.shown_cells import ShownCells
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
 
@@ -90,9 +99,40 @@ class Terminal(LinuxDriver):
         watcher = threading.Thread(target=self._watch_for_hang_up, daemon=True, name="hang-up")
         watcher.start()
         try:
-            super().run_input_thread()
+            self._read_keys()
         except OSError:  # EIO: nobody is at the other end
             self._gone()
+
+    def _read_keys(self) -> None:
+        """Pass on what the terminal sends, until the end.
+
+        As Textual does it, but what is no UTF-8, and what its parser fails at (a key of a number
+        that no letter has), ends nothing, and a paste is text (`PastesAsText`).
+        """
+        parser = XTermParser(self._debug)
+        decode = getincrementaldecoder("utf-8")("replace").decode
+        as_text = PastesAsText()
+        with selectors.SelectSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            ends = False
+            while not ends:
+                ends = self.exit_event.is_set()  # then what is there is read once more
+                there = bool(selector.select(0.1))
+                text = as_text(decode(os.read(self.fileno, 4096))) if there else ""
+                try:
+                    for event in parser.feed(text) if text else ():
+                        self.process_message(event)
+                    for event in parser.tick():
+                        self.process_message(event)
+                except Exception:
+                    logger.exception("the terminal sent what is no key: %r", text)
+                    size, pixels = parser.terminal_size, parser.terminal_pixel_size
+                    in_pixels, parser = parser.mouse_pixels, XTermParser(self._debug)
+                    parser.terminal_size, parser.terminal_pixel_size = size, pixels
+                    parser.mouse_pixels = in_pixels
+        with suppress(EOFError, ParseError):
+            for _ in parser.feed(""):
+                pass
 
     def _watch_for_hang_up(self) -> None:
         """Wait, without waking up, until the terminal is closed at its other end."""
