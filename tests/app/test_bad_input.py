@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -414,3 +416,29 @@ def test_a_reader_that_goes_away_is_no_error(fresh_python: FreshPython, runs: Pa
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'engine'}"},
     )
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_standard_output_that_is_full_is_called_so(
+    unbuffered: str, runs: Path, tmp_path: Path
+) -> None:
+    words = [sys.executable, "-m", "vlora_tui", "compress", runs, "-o", tmp_path / "s", "-k", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=-1, text=True, env=environment)
+
+    assert done.returncode == 1
+    assert "Standard output takes no more" in done.stderr
+    assert "where: standard output" in done.stderr
+    assert (tmp_path / "s" / "subspace.json").is_file()
+
+
+def test_a_current_directory_that_is_gone_is_called_so(
+    cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+
+    assert "current directory is not there" in cli("compress", runs, "-o", "s", code=1).err

@@ -45,6 +45,11 @@ def report(error: BaseException, out: Output, *, verbose: int = 0) -> int:
     if isinstance(error, BrokenPipeError):
         return _reader_gone()
     reported = report_on(error)
+    if isinstance(error, OSError) and sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # at the end Python would try it again, and say so with a code of its own
+            _drop_stdout()
     if sys.stderr is None:  # closed by whoever started us: print would fall back on stdout
         return reported.exit_code
     if out.as_json:
@@ -101,11 +106,35 @@ def _system(error: OSError) -> ErrorReport:
     what = f"The operating system refused: {error.strerror or error}."
     if error.errno in _NO_NAME:
         return _report(USAGE, "InputError", what, "give a shorter path, without NUL")
+    if error.filename is None and _was_printing(error):
+        what = f"Standard output takes no more: {error.strerror or error}."
+        remedy = "send it elsewhere; what the command writes to files is not concerned"
+        return _report(FAILED, "StorageError", what, remedy, where="standard output")
+    if error.errno == errno.ENOENT and _is_here_gone():
+        what = "The current directory is not there any more."
+        return _report(FAILED, "StorageError", what, "change to a directory that is there")
     path = error.filename if error.filename is not None else "the output"
     write_failure = write_error(Path(os.fsdecode(path)), error)
     report = _report(FAILED, "StorageError", what, write_failure.remedy)
     details = {**report.details, "where": write_failure.where}
     return ErrorReport(FAILED, details, [what, *write_failure.lines()[1:]])
+
+
+def _was_printing(error: OSError) -> bool:
+    """Whether it is from a command's own line: commands print, and leave files to others."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(module).startswith("vlora_tui.cli.")
+
+
+def _is_here_gone() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 _NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)  # of no file: the input names it
@@ -125,17 +154,26 @@ def _fault(error: BaseException) -> ErrorReport:
     return _report(FAILED, "Fault", what, remedy)
 
 
-def _report(code: int, kind: str, what: str, remedy: str | None = None) -> ErrorReport:
+def _report(
+    code: int, kind: str, what: str, remedy: str | None = None, where: str | None = None
+) -> ErrorReport:
     """The report on an error that is none of ours."""
     details = dict.fromkeys(("error", "what", "where", "expected", "found", "remedy"))
-    lines = [what] if remedy is None else [what, f"  fix: {remedy}"]
-    return ErrorReport(code, {**details, "error": kind, "what": what, "remedy": remedy}, lines)
+    told = {"error": kind, "what": what, "where": where, "remedy": remedy}
+    lines = [what]
+    lines += [f"  where: {where}"] if where is not None else []
+    lines += [f"  fix: {remedy}"] if remedy is not None else []
+    return ErrorReport(code, {**details, **told}, lines)
 
 
 def _reader_gone() -> int:
     """Whoever read our output went away (`| head`): no fault, and nothing more to say."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_stdout()
     return OK
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 _TABLE: list[tuple[type[BaseException], Callable[[Any], ErrorReport]]] = [

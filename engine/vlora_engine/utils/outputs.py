@@ -120,12 +120,21 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             locks.enter_context(writing(final))
+            if os.path.lexists(partial) and not partial.is_dir():
+                raise StorageError(
+                    "Something is in the place where the output would be prepared.",
+                    where=partial,
+                    expected="a directory, or nothing",
+                    remedy=f"remove it: {shlex.join(['rm', str(partial)])}",
+                )
             while held is None:
                 partial.mkdir(parents=True, exist_ok=True)
                 held = lock_unfinished(partial)
         except (ConflictError, BlockingIOError):
             raise being_written(final) from None
         except OSError as error:
+            if isinstance(error, VLoRAError):
+                raise
             raise write_error(final, error) from None
         locks.callback(unlock, held)
         sweep(final)

@@ -219,3 +219,15 @@ def test_a_directory_that_is_closed_to_writing_is_not_replaced(tmp_path, monkeyp
 
     assert (final / "subspace.json").read_text() == "old"
     assert names(tmp_path) == ["out"]
+
+
+def test_what_is_in_the_place_of_a_partial_is_named(tmp_path):
+    (tmp_path / ".out.part-run").write_text("mine")
+
+    with (
+        pytest.raises(StorageError, match=r"(?s)prepared.*remove it: rm .*\.out\.part-run"),
+        new_directory(tmp_path / "out"),
+    ):
+        pass
+
+    assert (tmp_path / ".out.part-run").read_text() == "mine"

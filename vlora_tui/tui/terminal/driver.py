@@ -125,7 +125,7 @@ class Terminal(LinuxDriver):
                     for event in parser.tick():
                         self.process_message(event)
                 except Exception:
-                    logger.exception("the terminal sent what is no key: %r", text)
+                    logger.debug("the terminal sent what is no key: %r", text, exc_info=True)
                     size, pixels = parser.terminal_size, parser.terminal_pixel_size
                     in_pixels, parser = parser.mouse_pixels, XTermParser(self._debug)
                     parser.terminal_size, parser.terminal_pixel_size = size, pixels
