@@ -16,6 +16,7 @@ from textual import events
 from textual._parser import ParseError
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
+from textual.keys import Keys
 from textual.message import Message
 
 from vlora_tui.tui.terminal.announce import POP_TITLE, PUSH_TITLE
@@ -109,7 +110,7 @@ class Terminal(LinuxDriver):
         As Textual does it, but what is no UTF-8, and what its parser fails at (a key of a number
         that no letter has), ends nothing, and a paste is text (`PastesAsText`).
         """
-        parser = XTermParser(self._debug)
+        parser = _Parser(self._debug)
         decode = getincrementaldecoder("utf-8")("replace").decode
         as_text = PastesAsText()
         with selectors.SelectSelector() as selector:
@@ -127,7 +128,7 @@ class Terminal(LinuxDriver):
                 except Exception:
                     logger.debug("the terminal sent what is no key: %r", text, exc_info=True)
                     size, pixels = parser.terminal_size, parser.terminal_pixel_size
-                    in_pixels, parser = parser.mouse_pixels, XTermParser(self._debug)
+                    in_pixels, parser = parser.mouse_pixels, _Parser(self._debug)
                     parser.terminal_size, parser.terminal_pixel_size = size, pixels
                     parser.mouse_pixels = in_pixels
         with suppress(EOFError, ParseError):
@@ -165,6 +166,16 @@ class Terminal(LinuxDriver):
         if loop is None or end is None or loop.is_closed():
             os._exit(code)
         loop.call_soon_threadsafe(end, code)
+
+
+class _Parser(XTermParser):
+    """Textual's parser, but what it fails at is left out alone, and no key behind it."""
+
+    def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> list[events.Key]:
+        try:
+            return list(super()._sequence_to_key_events(sequence, alt))
+        except (ValueError, OverflowError):  # the number of a letter that there is none of
+            return [events.Key(Keys.Ignore, None)]
 
 
 class _Output:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from textual import events
 from textual._xterm_parser import XTermParser
 
+from vlora_tui.tui.terminal.driver import _Parser
 from vlora_tui.tui.terminal.pasted import BEGIN, END, PastesAsText
 
 PIECES = st.sampled_from([*"aq\r~[201", "\x1b", "\x1b[31m", "\x1b[A", "\x1b[20", BEGIN, "\x1b\x1b"])
@@ -40,3 +41,9 @@ def test_keys_go_through_at_once(keys):
     as_text = PastesAsText()
 
     assert [as_text(key) for key in keys] == list(keys)
+
+
+def test_a_sequence_of_no_letter_takes_no_key_with_it():
+    pressed = list(_Parser().feed("\x1b[999999999999999999;5ux\x1b[1114112uy"))
+
+    assert [key.key for key in pressed if isinstance(key, events.Key)] == ["x", "y"]
