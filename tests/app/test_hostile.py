@@ -220,6 +220,18 @@ def test_what_is_there_and_is_no_file_is_called_by_its_name(
     assert not (p / "out").exists()
 
 
+@pytest.mark.parametrize("kind", [kind for kind in NO_FILES if kind != "folder"])
+def test_what_is_no_folder_in_the_place_of_the_tasks_is_called_by_its_name(
+    kind: str, every_kind: Path, tmp_path: Path, cli: Cli
+) -> None:
+    share = Path(shutil.copytree(every_kind / "share", tmp_path / "share"))
+    shutil.rmtree(share / "adapters")
+    put, called = NO_FILES[kind]
+    put(share / "adapters")
+    with in_time():
+        assert called in cli("info", share, code=2).err
+
+
 @pytest.mark.parametrize("part", [".processor.", "unet.", ".lora.", ".lora_A", "lora_te_", "a."])
 @pytest.mark.parametrize("config", [True, False])
 def test_a_name_of_a_million_characters_is_matched_in_time(

@@ -124,7 +124,7 @@ def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:
             "A report is a Markdown file.",
             expected="a name that ends in .md",
             found=target.name,
-            remedy=f"-o {target / 'report.md' if target.is_dir() else target.with_suffix('.md')}",
+            remedy=f"-o {'report' if target.is_dir() else target.stem}.md",
         )
     # Plots without their report are of one that was cut short: `_write` looks at what they are.
     for path in (target, *(files.values() if target.exists() else ())):

@@ -20,6 +20,7 @@ from vlora_engine.interop.names import LORASHARE
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.utils.file_names import SHARE_INDEX
 from vlora_engine.utils.naming import natural_key
+from vlora_engine.utils.reading import folder_error
 from vlora_engine.utils.safetensors_file import Header, read_header
 
 COMPONENTS_FILE = "shared_components.safetensors"
@@ -78,6 +79,8 @@ def read_lorashare(directory: Path) -> Manifest:
 def open_tasks(directory: Path, index: Mapping[str, Any]) -> Iterator[ShareTask]:
     """Every adapter of a checkpoint, sorted by name."""
     root = directory / ADAPTERS
+    if odd := folder_error(root):
+        raise odd
     for task_directory in sorted(_adapter_directories(root, DEEPEST)):
         yield _open_task(task_directory, task_directory.relative_to(root).as_posix(), index)
 

@@ -48,7 +48,7 @@ def put_back(final: Path) -> bool:
         StorageError: The former output cannot be moved back.
     """
     former = former_path(final)
-    if os.path.lexists(final) or not os.path.lexists(former) or _is_being_written(final):
+    if os.path.lexists(final) or not _is_content(former) or _is_being_written(final):
         return False
     try:
         os.rename(former, final)
@@ -66,10 +66,15 @@ def how_to_put_back(final: Path) -> str | None:
     A reader moves nothing itself; this gives the command that does.
     """
     former = former_path(final)
-    if os.path.lexists(final) or not os.path.lexists(former):
+    if os.path.lexists(final) or not _is_content(former):
         return None
     command = shlex.join(["mv", str(former), str(final)])
     return f"its replacement was cut short and the former one is still there: {command}"
+
+
+def _is_content(former: Path) -> bool:
+    """Whether an output could be this: a pipe or a device of its name is not ours."""
+    return former.is_dir() or former.is_file()
 
 
 def is_being_replaced(final: Path) -> bool:

@@ -100,6 +100,24 @@ def kind_error(path: str | Path) -> FileKindError | None:
     return None
 
 
+def folder_error(path: str | Path) -> FileKindError | None:
+    """The error for what stands in a folder's place and is none; None for a folder, or nothing."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except OSError as error:
+        return _link_error(path, error)
+    if kind == stat.S_IFDIR:
+        return None
+    return FileKindError(
+        "This is no directory.",
+        where=path,
+        expected="a directory",
+        found=_KINDS.get(kind, "a file" if kind == stat.S_IFREG else "something else"),
+        remedy="remove it, or put the directory there",
+        code="corrupt-file",
+    )
+
+
 def _check_kind(path: str | Path, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:

@@ -25,7 +25,7 @@ from vlora_engine.utils import exchange as exchange_module
 from vlora_engine.utils.exchange import exchange
 from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.outputs import new_directory, sole_writer, strays
-from vlora_engine.utils.partials import former_path, put_back
+from vlora_engine.utils.partials import former_path, how_to_put_back, put_back
 
 
 class Killed(BaseException):
@@ -249,3 +249,11 @@ def test_what_others_put_into_an_output_outlives_a_kill_that_left_it_in_the_form
         (partial / "spectra.json").write_text("newest")
     assert tree(final) == {"spectra.json": b"newest", "notes.txt": b"mine"}
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_no_output_is_not_put_back(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    os.mkfifo(former_path(final))
+    assert not put_back(final)
+    assert how_to_put_back(final) is None
+    assert not os.path.lexists(final)

@@ -211,6 +211,10 @@ class JobClient:
                 work()
             except VLoRAError as error:
                 self._app.call_from_thread(self._not_measured, chosen, problem_words(error))
+            except Exception as error:  # a fault of ours: the step does not wait for it
+                told = f"A fault of this program: {type(error).__name__}."
+                self._app.call_from_thread(self._not_measured, chosen, told)
+                raise
 
         self._later(measured, "measuring the adapters")
 
