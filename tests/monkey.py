@@ -132,9 +132,10 @@ QUITS = ("q", "\x11")  # they end it at once where nothing runs
 QUIT_DIALOG = (b"choices are kept", b"leave it running", b"leave them running")
 PASTES = ("12", "0.05", "task01", "~/", "replace", "/", "..", "hf://", "x" * 300, "a\nb\n\n",
           "\u202e\x07\x1b[2J", "é漢字🙂", "-1", "1e999", "nan", "%", "#", "[b]", "sort:bytes",
-          "is:broken")  # fmt: skip
+          "is:broken", "\x1b[Aw\x1bq", "\udcff\udce9")  # fmt: skip
 ODD = ("\x1b[I", "\x1b[O", "\x1b[", "\x1b[<", "\x1b[?2026;2$y", "\x1b[99;99R",
-       "\x1b]11;rgb:0/0/0\x07", "\x1b[200~", "\x1b[201~", "\x00", "\x9b", "é", "漢")  # fmt: skip
+       "\x1b]11;rgb:0/0/0\x07", "\x1b[200~", "\x1b[201~", "\x00", "\x9b", "é", "漢",
+       "\udce9", "\udcff\udcfe", "\x1b[99999999999999;5u")  # fmt: skip
 
 
 _CHARACTERS = {_character_to_key(chr(code)): chr(code) for code in range(32, 127)}
