@@ -187,7 +187,15 @@ class Session:
     # the choice of k
 
     def set_spectra(self, spectra: Spectra | None) -> None:
-        """Show these spectra from now on; figures of earlier ones are forgotten."""
+        """Show these spectra from now on; figures of others are forgotten.
+
+        Of spectra of which more has arrived all stays but what was not possible until now.
+        """
+        if spectra is not None and spectra is self.spectra:
+            for key, figures in list(self._figures.items()):
+                if figures.problem is not None:
+                    self._figures.pop(key, None)
+            return
         self.spectra = spectra
         self._generation += 1
         self._figures.clear()
@@ -241,14 +249,16 @@ class Session:
         if spectra is None or not spectra.layers:
             return Figures(target, problem="no layer is measured yet")
         key = self._key(target, spectra)
-        if key not in self._figures:
+        known = self._figures.get(key)
+        if known is None:
             try:
-                self._figures[key] = _worked_out(target, spectra)
+                known = _worked_out(target, spectra)
             except VLoRAError as error:
-                self._figures[key] = Figures(target, problem=problem_words(error))
+                known = Figures(target, problem=problem_words(error))
+            self._figures[key] = known
             if len(self._figures) > 4000:
                 self._figures.pop(next(iter(self._figures)))
-        return self._figures[key]
+        return known
 
     def cached_figures(self, choosing: CompressionTarget | None = None) -> Figures | None:
         """The same if it was computed before, or is quickly done; else None."""

@@ -53,7 +53,10 @@ class TestArriving:
         return opened, arrive
 
     def test_half_of_the_layers_draw_the_curve_and_the_advice(
-        self, under_way: tuple[Opened, Callable[[int], None]], measured: Path
+        self,
+        under_way: tuple[Opened, Callable[[int], None]],
+        measured: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         opened, arrive = under_way
         whole = Spectra.load(measured)
@@ -93,9 +96,18 @@ class TestArriving:
             await pilot.press("u", "u", "u")
             await opened.settled(pilot)
             places = [w.region for w in view.walk_children() if w.id is not None]
+            drawn: list[bool] = []
+            show = curve.show
+
+            def shown(data: Any, marks: Any) -> None:
+                drawn.append(data.in_bytes)
+                show(data, marks)
+
+            monkeypatch.setattr(curve, "show", shown)
             for i in (2, 3):
                 arrive(i)
                 assert spectra.refresh()
+                opened.session.set_spectra(spectra)  # as the client of the jobs does each time
                 opened.app.post_message(SpectraChanged())
                 await opened.settled(pilot)
                 assert [w.region for w in view.walk_children() if w.id is not None] == places
@@ -104,9 +116,12 @@ class TestArriving:
             assert "~" in advice.plain().split("\n")[0]
             whole.rate_tables().save(rate_tables_file(spectra.path))
             assert spectra.refresh()
+            opened.session.set_spectra(spectra)
             opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             assert [w.region for w in view.walk_children() if w.id is not None] == places
+            assert drawn  # the old curve stays until there is a new one
+            assert all(drawn)
             exact = whole.rate_tables().solve(CompressionTarget("auto", max_error=0.05))
             nbytes = size(whole.rate_tables().nbytes(exact))
             assert f"auto, worst 5 %: {nbytes}, " in advice.plain()
