@@ -70,7 +70,7 @@ def list_jobs(out: Output, state_dir: StateDir = None) -> None:
     out.table(
         ("job", "state", "what", "progress", "started"),
         [
-            (v.job.id, v.state, v.job.info.title, progress_text(v), _time(v.job.info.created))
+            (v.job.id, v.state, v.title, progress_text(v), _time(v.job.info.created))
             for v in views
         ],
     )
@@ -217,7 +217,7 @@ def job_data(view: JobView, *, whole: bool = False) -> dict[str, Any]:
         "id": job.id,
         "state": view.state.value,
         "kind": info.kind,
-        "title": info.title,
+        "title": view.title,
         "created": info.created,
         "started": view.begun,
         "ended": view.ended,
@@ -259,7 +259,7 @@ def job_lines(view: JobView) -> list[str]:
     lines = [
         f"job      {job.id}",
         f"state    {state_text(view)}",
-        f"what     {job.info.title}",
+        f"what     {view.title}",
         f"created  {_time(job.info.created)}"
         + (f", started {view.attempts} times" if view.attempts > 1 else ""),
     ]

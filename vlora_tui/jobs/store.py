@@ -16,6 +16,7 @@ Beside ``jobs`` lie ``devices`` (a lock and a queue each) and ``drafts``.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -50,6 +51,7 @@ from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
+from vlora_tui.utils.formatting import plural
 from vlora_tui.utils.locking import open_lock, try_lock, waiting_lock
 
 SCHEMA = "vlora-tui/job"
@@ -497,7 +499,9 @@ def title_of(recipe: Recipe) -> str:
     if recipe.input.subspace is not None:
         source = _called(recipe.input.subspace)
     else:
-        source = _called(inputs[0].path) if len(inputs) == 1 else f"{len(inputs)} inputs"
+        # A named one is an adapter; others may be folders of them.
+        noun = "adapters" if all(entry.name for entry in inputs) else "inputs"
+        source = _called(inputs[0].path) if len(inputs) == 1 else f"{len(inputs)} {noun}"
     if is_spectra(recipe):
         return f"spectra of {source}"
     ends = [recipe.output, *(step.path for step in recipe.written)]
@@ -506,6 +510,14 @@ def title_of(recipe: Recipe) -> str:
     first = named[0].parent if "{task}" in named[0].name else named[0]
     more = f" and {len(named) - 1} more" if len(named) > 1 else ""
     return f"{source} -> {first.name}{more}"
+
+
+def counted_title(title: str, adapters: int) -> str:
+    """A title of `title_of` once it is known how many adapters its inputs hold that are of use."""
+    return _INPUTS.sub(rf"\g<1>{plural(adapters, 'adapter')}", title)
+
+
+_INPUTS = re.compile(r"^(spectra of |)\d+ (?:adapters|inputs)(?= -> |$)")
 
 
 def _called(path: str) -> str:

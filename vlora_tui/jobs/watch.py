@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from vlora_engine.utils.reading import open_file
 from vlora_tui.jobs.identity import resident_bytes
 from vlora_tui.jobs.joblock import SILENT_SECONDS, LockState
-from vlora_tui.jobs.store import Job, JobStore
+from vlora_tui.jobs.store import Job, JobStore, counted_title
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.events import decode_timed
 
@@ -131,6 +131,16 @@ class JobView:
     def all(self, kind: type[E]) -> list[E]:
         """Every event of one type."""
         return [timed.event for timed in self.history if isinstance(timed.event, kind)]
+
+    @property
+    def title(self) -> str:
+        """What it does, in a few words; of its adapters those count that can be used."""
+        checked, found = self.last(events.Checked), self.last(events.AdaptersFound)
+        if checked is not None:
+            return counted_title(self.job.info.title, checked.good)
+        if found is not None:
+            return counted_title(self.job.info.title, len(found.names))
+        return self.job.info.title
 
     @property
     def rate(self) -> float | None:

@@ -35,7 +35,8 @@ from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import JobEventLog, run_job
-from vlora_tui.jobs.store import goes_first
+from vlora_tui.jobs.store import JobInfo, goes_first, title_of
+from vlora_tui.jobs.watch import JobView
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.recipe.reader import load_recipe
@@ -663,3 +664,23 @@ def test_job_json_is_versioned(job: Job) -> None:
 
 def test_the_state_directory_can_be_named(cli: Cli, tmp_path: Path) -> None:
     assert cli("jobs", "--state-dir", tmp_path / "mine", "--json").data["jobs"] == []
+
+
+def test_a_title_counts_the_adapters_that_are_of_use(tmp_path: Path) -> None:
+    named = tuple(AdapterInput(f"/data/a{i}", f"a{i}") for i in range(19))
+    recipe = Recipe(input=Input(adapters=named), compress=Compress(), output=str(tmp_path / "o"))
+    assert title_of(recipe) == "19 adapters -> o"
+    folders = Input(adapters=(AdapterInput("/data/a"), AdapterInput("/data/b")))
+    measuring = Recipe(input=folders)
+    assert title_of(measuring) == "spectra of 2 inputs"  # of which nobody has looked how many
+    view = JobView(Job(tmp_path, JobInfo("j", "build", title_of(recipe), 0.0)))
+    assert view.title == "19 adapters -> o"
+    found = events.AdaptersFound(tuple(f"a{i}" for i in range(19)), 1, 1)
+    view.take(TimedEvent(1, 1.0, found))
+    assert view.title == "19 adapters -> o"
+    view.take(TimedEvent(2, 2.0, events.Checked(18, ("a0",))))
+    assert view.title == "18 adapters -> o"
+    view.job = Job(tmp_path, JobInfo("j", "spectra", title_of(measuring), 0.0))
+    assert view.title == "spectra of 18 adapters"
+    view.job = Job(tmp_path, JobInfo("j", "build", "2 inputs of mine -> o", 0.0))
+    assert view.title == "2 inputs of mine -> o"  # a folder's name

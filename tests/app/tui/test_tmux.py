@@ -180,7 +180,7 @@ def run_job(tui: Terminal) -> None:
 
 def sees_the_end(tui: Terminal) -> None:
     """Wait until the list of jobs says that the build has finished."""
-    tui.until(re.compile(r"finished +\d+ inputs -> ").search, "the job finished")
+    tui.until(re.compile(r"finished +\d+ adapters -> ").search, "the job finished")
 
 
 def test_from_the_demo_folder_to_an_adapter_that_peft_loads(

@@ -70,7 +70,7 @@ class Announcer:
     def _tell(self, view: JobView) -> None:
         if self._has_focus() and self._is_seen(view):
             return
-        what, how = clean(view.job.info.title), str(view.state)
+        what, how = clean(view.title), str(view.state)
         if self._notifies:
             self._write(notification(NAME, f"{what} {how}"))
         if not self._is_seen(view):

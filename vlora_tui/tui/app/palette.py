@@ -207,7 +207,7 @@ async def _at_step(app: Any, step: str, action: str) -> None:
 
 def _jobs(app: Any) -> Iterator[Entry]:
     for view in app.jobs.views:
-        words = f"{clean(view.job.info.title)}, {view.state}"
+        words = f"{clean(view.title)}, {view.state}"
         run = partial(_at_row, app, "run", "#jobs", view.job.id)
         yield Entry("Jobs", words, view.job.id[-4:], run)
 

@@ -9,7 +9,7 @@ from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 
 if TYPE_CHECKING:
-    from vlora_tui.jobs import Job, JobView
+    from vlora_tui.jobs import JobView
 
 LEAVE, CANCEL, STAY = "leave", "cancel", "stay"
 
@@ -37,13 +37,13 @@ def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProbl
             more = "and quit; others go on"
         options.append(Option("c", f"cancel {which}", CANCEL, more))
     options.append(Option("s", "stay", STAY))
-    return ListProblems("Quit", words, [_told(view.job) for view in running], options)
+    return ListProblems("Quit", words, [_told(view) for view in running], options)
 
 
-def _told(job: Job) -> tuple[str, list[str]]:
+def _told(view: JobView) -> tuple[str, list[str]]:
     """A job: its title; what it writes, and where it was started."""
-    info = job.info
+    info = view.job.info
     output = ", ".join(tilde(path) for path in info.outputs) or "the cache of spectra"
     starter = info.started_by
     where = "where is not known" if starter is None else starter.words()
-    return clean(info.title), [f"writes   {output}", f"started  {where}"]
+    return clean(view.title), [f"writes   {output}", f"started  {where}"]

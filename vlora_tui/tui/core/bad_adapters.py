@@ -134,7 +134,7 @@ class BadAdapterPrompt:
             elif answer == SHOW:
                 self._show()
 
-        title = f"{clean(view.job.info.title)}: stopped by {plural(len(errors), 'bad adapter')}."
+        title = f"{clean(view.title)}: stopped by {plural(len(errors), 'bad adapter')}."
         self._push(title, listed, options, answered)
 
     def _push(self, words: str, listed: Any, options: list[Option], answered: Any) -> None:

@@ -64,7 +64,7 @@ def waiting_words(view: JobView | None, views: Sequence[JobView]) -> str:
     if view is None or str(view.state) != WAITING or not view.ahead:
         return ""
     first = next((other for other in views if other.job.id == view.ahead[0]), None)
-    what = "another job" if first is None else clean(first.job.info.title)
+    what = "another job" if first is None else clean(first.title)
     far = "" if first is None else f" ({far_words(first)})"
     more = f", then {plural(len(view.ahead) - 1, 'more job')}" if len(view.ahead) > 1 else ""
     return f"Waiting for: {what}{far}{more}."

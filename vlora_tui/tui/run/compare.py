@@ -53,7 +53,7 @@ def compare(view: Desk) -> None:
         return
     for job in (selected, marked):
         if job is not None and job.last(events.SubspaceWritten) is None:
-            words = f"{clean(job.job.info.title)} made no subspace to compare."
+            words = f"{clean(job.title)} made no subspace to compare."
             view.notify(words, severity="warning", markup=False)
             return
     view.run_worker(partial(_read, view, marked, manifest, selected), thread=True, group="compare")

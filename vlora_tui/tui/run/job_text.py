@@ -39,7 +39,7 @@ def row(view: JobView, method: str = "", nbytes: str = "", error: str = "") -> l
     """The cells of a job: state, what, method, size, error, how far, when."""
     return [
         (str(view.state), TONES.get(str(view.state), "")),
-        (clean(view.job.info.title), ""),
+        (clean(view.title), ""),
         (clean(method), ""),
         (nbytes, ""),
         (error, ""),
@@ -66,7 +66,7 @@ def how_far(view: JobView) -> str:
 def details(view: JobView, *, ascii_only: bool = False) -> Text:
     """All there is to say about one job, but what it came to: that is its card."""
     text = Text()
-    text.append(clean(view.job.info.title), "bold")
+    text.append(clean(view.title), "bold")
     text.append(f"   {view.job.id}\n", "dim")
     _say_progress(text, view, ascii_only)
     for line in _last_lines(view):

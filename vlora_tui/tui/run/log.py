@@ -74,7 +74,7 @@ class LogPager(Dialog):
     def __init__(self, view: JobView, look: Callable[[], JobView | None]) -> None:
         super().__init__()
         self._path: Path = view.job.log_path
-        self._name = view.job.info.title
+        self._name = view.title
         self._look = look
         self._end = 0  # so many bytes of the file were read
         self._text = ""
