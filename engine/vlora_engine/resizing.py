@@ -32,6 +32,7 @@ from vlora_engine.targets.fit import check_config
 from vlora_engine.targets.registry import find_target
 from vlora_engine.targets.shape import rescaled_biases
 from vlora_engine.targets.sizing import Sizing
+from vlora_engine.utils.naming import percent_text
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import worst
 from vlora_engine.utils.run_context import RunContext
@@ -183,11 +184,11 @@ def _require_allowed(sizing: Sizing, report: ResizeReport, source: AdapterSource
     if sizing.target is not None:
         remedy += "; or serve it where any rank is taken (sglang, tgi, lorax)"
     raise AdapterError(
-        f"At rank {most} dW would change by {report.error:.2%}; nothing was written.",
+        f"At rank {most} dW would change by {percent_text(report.error)}; nothing was written.",
         where=source.path,
-        expected=f"a change of at most {allowed:.2%}",
+        expected=f"a change of at most {percent_text(allowed)}",
         found=f"rank {report.former_ranks[1]}; the worst module, {report.worst[0]}, would change "
-        f"by {report.worst[1]:.2%}",
+        f"by {percent_text(report.worst[1])}",
         remedy=remedy,
     )
 

@@ -53,7 +53,7 @@ from vlora_engine.subspace.request import prepare
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, task_names
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.naming import unique_names
+from vlora_engine.utils.naming import percent_text, unique_names
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.ranking import worst
 from vlora_engine.utils.run_context import RunContext
@@ -383,8 +383,8 @@ class SharedSubspace:
         captured = max(0.0, 1 - lost**2)
         if warn_threshold is not None and captured < warn_threshold:
             warnings.warn(
-                f"Low coverage: the subspace holds {captured:.1%} of adapter {task_id!r}; "
-                "absorb it to extend the basis.",
+                f"Low coverage: the subspace holds {percent_text(captured)} of adapter "
+                f"{task_id!r}; absorb it to extend the basis.",
                 stacklevel=2,
             )
         return projection

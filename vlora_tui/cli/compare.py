@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.naming import cosine_text, threshold_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
@@ -95,7 +96,7 @@ def diff(
     out.text(
         f"{first} and {second} differ by "
         f"{percent(total['relative_difference'])} of the first's dW, "
-        f"cosine {total['cosine_sim']:.4f}"
+        f"cosine {cosine_text(total['cosine_sim'])}"
     )
     out.essence(f"{total['relative_difference']:.6g}")
     if exceeds:
@@ -190,7 +191,7 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
     if len(names) <= WIDE:
         heads = [str(i) for i in range(1, len(names) + 1)]
         rows = [
-            (i, name, *(f"{value:.3f}" for value in row))
+            (i, name, *(cosine_text(value) for value in row))
             for i, (name, row) in enumerate(zip(names, values, strict=True), start=1)
         ]
         out.table(("", "cosine of dW", *heads), rows)
@@ -198,19 +199,19 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
     pairs = [(values[i][j], names[i], names[j]) for i in range(len(names)) for j in range(i)]
     pairs = ranked(pairs, lambda pair: pair[0])
     out.text(f"the most similar of {plural(len(pairs), 'pair')}")
-    out.table(("cosine", "adapter", "and"), [(f"{v:.3f}", b, a) for v, a, b in pairs[:15]])
+    out.table(("cosine", "adapter", "and"), [(cosine_text(v), b, a) for v, a, b in pairs[:15]])
 
 
 def _show_clusters(out: Output, data: dict[str, Any]) -> None:
     threshold, clusters = data["threshold"], data["clusters"]
     for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
         members = listed(cluster)
-        out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
+        out.text(f"cluster {number} (cosine of {threshold_text(threshold)} and above): {members}")
     alone = sum(len(cluster) == 1 for cluster in clusters)
     redundant = data["redundant_count"]
     out.text(
         f"{plural(alone, 'adapter')} not similar to any other; "
-        f"{redundant} redundant at {threshold:g}"
+        f"{redundant} redundant at {threshold_text(threshold)}"
     )
 
 
@@ -232,7 +233,7 @@ def _figures(row: dict[str, float]) -> tuple[str, ...]:
     return (
         f"{row['l2_distance']:.4g}",
         percent(row["relative_difference"]),
-        f"{row['cosine_sim']:.4f}",
+        cosine_text(row["cosine_sim"]),
         f"{row['norm_a']:.4g}",
         f"{row['norm_b']:.4g}",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vlora_engine.analysis.interference_measures import Interference, PairVerdict
 
 SHOWN = 20  # pairs that are printed
+HEADS = {"sign_conflict": "conflicting", "writes": "output overlap", "reads": "input overlap"}
 LAYERS = 5  # that are named
 
 
@@ -87,7 +89,7 @@ def interference(
     _show_pairs(out, names, matrices)
     _show_layers(out, layers)
     for name, words in MEASURES.items():
-        out.text(f"{name.replace('_', ' ')}: {words}")
+        out.text(f"{HEADS.get(name, name)}: {words}")
 
 
 def _sentence(names: list[str], verdicts: Sequence[PairVerdict]) -> str:
@@ -97,8 +99,8 @@ def _sentence(names: list[str], verdicts: Sequence[PairVerdict]) -> str:
         return worst
     count = sum(verdict.interferes for verdict in verdicts)
     if not count:
-        return f"None of {len(verdicts)} pairs get in each other's way; the closest: {worst}"
-    return f"{count} of {len(verdicts)} pairs get in each other's way; the worst: {worst}"
+        return f"None of {len(verdicts)} pairs interfere; the closest: {worst}"
+    return f"{count} of {len(verdicts)} pairs interfere; the worst: {worst}"
 
 
 def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[float]]]) -> None:
@@ -115,8 +117,8 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
         (
             names[i],
             names[j],
-            f"{matrices['cosine'][i][j]:.3f}",
-            f"{conflict[i][j]:.3f}",
+            cosine_text(matrices["cosine"][i][j]),
+            percent(conflict[i][j]),
             *(
                 f"{percent(matrices[name][i][j])} / {percent(matrices[name][j][i])}"
                 for name in ("writes", "reads", "overlap")
@@ -124,7 +126,8 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
         )
         for i, j in pairs[:SHOWN]
     ]
-    out.table(("adapter", "and", "cosine", "sign conflict", "writes", "reads", "overlap"), rows)
+    measures = ("cosine", "sign_conflict", "writes", "reads", "overlap")
+    out.table(("adapter", "and", *(HEADS.get(name, name) for name in measures)), rows)
     if len(pairs) > SHOWN:
         out.text(f"the first {SHOWN} of {plural(len(pairs), 'pair')}; --json and --csv tell all")
     out.text()

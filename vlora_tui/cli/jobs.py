@@ -69,10 +69,7 @@ def list_jobs(out: Output, state_dir: StateDir = None) -> None:
         return
     out.table(
         ("job", "state", "what", "progress", "started"),
-        [
-            (v.job.id, v.state, v.title, progress_text(v), _time(v.job.info.created))
-            for v in views
-        ],
+        [(v.job.id, v.state, v.title, progress_text(v), _time(v.job.info.created)) for v in views],
     )
     for view in views:
         out.essence(view.job.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.merge_flags import Merging
@@ -169,10 +170,10 @@ def _show_retention(out: Output, event: events.MergeComputed) -> None:
     rows = [
         (
             name,
-            f"{retention['cosine']:.3f}",
-            f"{retention['strength']:.3f}",
+            cosine_text(retention["cosine"]),
+            percent(retention["strength"]),
             percent(retention["energy"]),
-            f"{retention['worst_cosine']:.3f}",
+            cosine_text(retention["worst_cosine"]),
             retention["worst_module"],
         )
         for name, retention in zip(event.adapters, event.report["kept"], strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural
@@ -74,7 +75,7 @@ def show_module(out: Output, path: str, row: dict[str, Any]) -> None:
 def show_shared(out: Output, found: dict[str, Any]) -> None:
     """Print what two adapters do alike in one module."""
     out.text(
-        f"cosine of dW {found['cosine']:.4f}; they differ by "
+        f"cosine of dW {cosine_text(found['cosine'])}; they differ by "
         f"{percent(found['relative_difference'])} of the first's dW"
     )
     out.text(
@@ -83,5 +84,5 @@ def show_shared(out: Output, found: dict[str, Any]) -> None:
     )
     for side, word in (("in", "inputs"), ("out", "outputs")):
         angles = found[f"angles_{side}"][:SHOWN]
-        shown = " ".join(f"{value:.2f}" for value in angles) or "none"
+        shown = " ".join(cosine_text(value) for value in angles) or "none"
         out.text(f"cosines of the principal angles, {word}: {shown}")

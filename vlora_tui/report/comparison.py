@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.utils.naming import cosine_text
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -172,7 +173,8 @@ def why(reason: Mapping[str, Any]) -> str:
     of_family = "" if reason["family"] is None else f" of {reason['family']}"
     value, typical = reason["value"], reason["typical"]
     if reason["feature"] == "similarity":
-        return f"direction{of_family}: mean cosine {value:.2f}, where {typical:.2f} is usual"
+        usual = f"where {cosine_text(typical)} is usual"
+        return f"direction{of_family}: mean cosine {cosine_text(value)}, {usual}"
     if value == 0:
         return f"size{of_family}: no effect, where {typical:.3g} is usual"
     ratio = f" ({value / typical:.2g}x)" if typical > 0 else ""

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vlora_engine.utils.naming import cosine_text, threshold_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.report.comparison import sameness, why
 from vlora_tui.utils.formatting import listed, percent, plural, printable, size, times
@@ -126,7 +127,7 @@ def _likeness(analysis: Mapping[str, Any], plots: Mapping[str, str]) -> list[str
     if len(names) <= MATRIX:
         heads = ("", "adapter", *(str(i + 1) for i in range(len(names))))
         rows = [
-            (i + 1, name, *(f"{value:.3f}" for value in row))
+            (i + 1, name, *(cosine_text(value) for value in row))
             for i, (name, row) in enumerate(zip(names, values, strict=True))
         ]
         return [*body, *_table(heads, rows)]
@@ -135,7 +136,9 @@ def _likeness(analysis: Mapping[str, Any], plots: Mapping[str, str]) -> list[str
     body += [f"The most alike of {plural(len(pairs), 'pair')}:", ""]
     return [
         *body,
-        *_table(("cosine", "adapter", "and"), [(f"{v:.3f}", a, b) for v, a, b in pairs[:PAIRS]]),
+        *_table(
+            ("cosine", "adapter", "and"), [(cosine_text(v), a, b) for v, a, b in pairs[:PAIRS]]
+        ),
     ]
 
 
@@ -145,7 +148,7 @@ def _clusters(analysis: Mapping[str, Any]) -> list[str]:
     body = [
         "## Clusters",
         "",
-        f"Every two of a cluster have a cosine of {analysis['threshold']:g} or more. "
+        f"Every two of a cluster have a cosine of {threshold_text(analysis['threshold'])} or more. "
         f"{plural(len(groups), 'cluster')}, {plural(alone, 'adapter')} like no other, "
         f"{analysis['redundant_count']} redundant.",
         "",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.utils.formatting import printable
 
 WIDTH = 760
@@ -119,7 +120,7 @@ def matrix(title: str, names: Sequence[str], values: Sequence[Sequence[float]]) 
         for j, value in enumerate(row):
             kind = "on" if abs(value) > 0.55 else ""
             x, y = left + (j + 0.5) * cell, top + (i + 0.5) * cell + 4
-            drawing.text(x, y, f"{value:.2f}", kind, anchor="middle")
+            drawing.text(x, y, cosine_text(value), kind, anchor="middle")
     small = "small" if cell < 14 else ""
     for i in range(n if named else 0):
         y = top + (i + 0.5) * cell + 4

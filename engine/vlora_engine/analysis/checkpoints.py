@@ -26,6 +26,7 @@ import numpy as np
 
 from vlora_engine.analysis.duplicates import rounding_of
 from vlora_engine.analysis.relations import Array, Relations, components_of, cosines_of
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.reading import read_text
 
 COMMON = 0.5  # cosine of A above which a start is common; .15 to .6 give the same ones
@@ -172,19 +173,21 @@ def _named_run(
         steps=tuple(None if hint is None else hint.number for hint in hints),
         cosine=least,
         monotone=monotone,
-        how=f"one A (cosine from {least:.2f}), steps from {where}{remarks[monotone]}",
+        how=f"one A (cosine from {cosine_text(least)}), steps from {where}{remarks[monotone]}",
     )
 
 
 def _grown_run(cosines: Array, order: Sequence[int]) -> Run:
     least = _least(cosines, order)
-    how = f"one A (cosine from {least:.2f}), and dW grows away from the first in this order"
+    one = f"one A (cosine from {cosine_text(least)})"
+    how = f"{one}, and dW grows away from the first in this order"
     return Run(tuple(order), "run", "growth", None, least, True, how)
 
 
 def _start(cosines: Array, members: Sequence[int]) -> Run:
     least = _least(cosines, members)
-    how = f"A is alike (cosine {least:.2f} or more): one run, or one seed; the order is not known"
+    alike = f"A is alike (cosine {cosine_text(least)} or more)"
+    how = f"{alike}: one run, or one seed; the order is not known"
     return Run(tuple(members), "start", None, None, least, None, how)
 
 

@@ -33,6 +33,7 @@ from vlora_engine.adapters.module_names import common_names
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
+from vlora_engine.utils.naming import cosine_text, percent_text
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.workers import map_ordered
@@ -100,7 +101,7 @@ class PairVerdict:
 
     @property
     def interferes(self) -> bool:
-        """Whether they get in each other's way."""
+        """Whether they interfere."""
         return self.kind in ("opposed", "tangled")
 
     @property
@@ -113,25 +114,28 @@ class PairVerdict:
     def sentence(self, names: Sequence[str]) -> str:
         """The verdict in one sentence."""
         a, b = names[self.first], names[self.second]
+        cosine = cosine_text(self.cosine)
         losses = self.cosine * self.ratio, self.cosine / self.ratio if self.ratio else 0.0
+        from_a, from_b = (percent_text(min(1.0, -loss)) for loss in losses)
         if self.kind == "opposed":
             text = (
-                f"{a} and {b} pull against each other (cosine {self.cosine:.2f}): a plain sum "
-                f"takes {min(1.0, -losses[0]):.0%} from {a} and {min(1.0, -losses[1]):.0%} from {b}"
+                f"{a} and {b} pull against each other (cosine {cosine}): a plain sum takes "
+                f"{from_a} from {a} and {from_b} from {b}"
             )
         elif self.kind == "tangled":
             text = (
-                f"{a} and {b} use the same directions with mixed signs: up to {self.contested:.0%} "
-                "of one is contested by the other, so prefer ties, or weights by layer, to a sum"
+                f"{a} and {b} use the same directions with mixed signs: up to "
+                f"{percent_text(self.contested)} of one is contested by the other, so prefer "
+                "ties, or weights by layer, to a sum"
             )
         elif self.kind == "alike":
             much = "do much the same" if self.cosine >= ALIKE else "agree in part"
             text = (
-                f"{a} and {b} {much} (cosine {self.cosine:.2f}) and do not get in each other's "
-                "way: average them, a sum would be too strong"
+                f"{a} and {b} {much} (cosine {cosine}) and do not interfere: average "
+                "them, a sum would be too strong"
             )
         else:
-            text = f"{a} and {b} do not get in each other's way: they can be added up"
+            text = f"{a} and {b} do not interfere: they can be added up"
         if self.drowned is None:
             return f"{text}."
         small, large = (a, b) if self.drowned == self.first else (b, a)

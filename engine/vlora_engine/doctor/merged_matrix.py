@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vlora_engine.doctor.checkpoint import row_blocks
 from vlora_engine.doctor.merged_report import ModuleVerdict, Verdict
+from vlora_engine.utils.naming import percent_text
 from vlora_engine.utils.safetensors_file import torch_dtype
 
 Rows = Callable[[int, int], Tensor]  # the first row and their number -> rows of a matrix
@@ -155,8 +156,8 @@ def judge(
     if within and survives < SURVIVES and abs(factor - survives) <= max(slack, SAME_FACTOR):
         return judged(
             "lost",
-            f"dW is below the rounding of {dtype}: {max(0.0, survives):.0%} of it survives there, "
-            "so a merge has almost no effect.",
+            f"dW is below the rounding of {dtype}: {percent_text(max(0.0, survives))} of it "
+            "survives there, so a merge has almost no effect.",
         )
     if within and abs(factor - survives) <= slack:
         return judged("right", "")

@@ -13,6 +13,7 @@ from vlora_engine.nn.decode import SHARING, Scaling, TaskCache, decode, on_cpu
 from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.utils.naming import percent_text
 
 BLENDED = "__routed__"
 _MODULE_SCALES = Scaling()
@@ -84,7 +85,8 @@ def _projected(
         blended.errors[module] = (lost2 / norm2) ** 0.5 if norm2 > 0 else 0.0
     if is_first:
         warnings.warn(
-            f"The blend loses {blended.error:.2%} of its dW in the basis of the collection.",
+            f"The blend loses {percent_text(blended.error)} of its dW in the basis of the "
+            "collection.",
             stacklevel=3,
         )
     return blended

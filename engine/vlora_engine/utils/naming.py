@@ -121,6 +121,27 @@ def natural_key(name: str) -> tuple[Any, ...]:
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split("."))
 
 
+def cosine_text(cosine: float) -> str:
+    """A cosine as all of the program writes it: ``.93``, ``-.4``, ``0``; ``1.0`` where it is one.
+
+    What is not quite one is never rounded up to it.
+    """
+    text = f"{min(0.99, abs(cosine)) if abs(cosine) < 0.9995 else 1.0:.2f}"
+    if not float(text):
+        return "0"
+    return ("-" if cosine < 0 else "") + (text[1:] if text.startswith("0") else "1.0")
+
+
+def percent_text(share: float) -> str:
+    """A share as all of the program writes it: ``4.98 %``."""
+    return f"{100 * share:.3g} %"
+
+
+def threshold_text(threshold: float) -> str:
+    """A cosine that somebody has set, with all of its digits: ``.9``, ``.995``."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{threshold:g}")
+
+
 def counted(number: int, noun: str, many: str | None = None) -> str:
     """``1 module``, ``3 modules``; ``many`` where the plural is no mere s."""
     return f"{number:,} {noun if number == 1 else many or noun + 's'}"

@@ -311,7 +311,7 @@ def test_interference_in_three_forms(cli: Cli, zoo: Path) -> None:
     similar = cli("analyze", zoo, "--json").data["similarity_matrix"]
     assert matrices["cosine"]["a"]["b"] == pytest.approx(similar["a"]["b"], abs=1e-6)
     text = cli("interference", zoo).out
-    assert "sign conflict" in text
+    assert "conflicting" in text
     assert json.dumps(data)
     cli("interference", zoo, "--csv", "-", "--json", code=2)
     assert "nothing to compare" in cli("interference", zoo / "a", code=2).err
@@ -377,8 +377,8 @@ def turned(zoo: Path, name: str, factor: float) -> Path:
 @pytest.mark.parametrize(
     ("factor", "kind", "words"),
     [
-        (-1.0, "opposed", "takes 100% from a and 100% from"),
-        (2.0, "alike", "do much the same (cosine 1.00)"),
+        (-1.0, "opposed", "takes 100 % from a and 100 % from"),
+        (2.0, "alike", "do much the same (cosine 1.0)"),
         (-5.0, "opposed", "is 5 times as large and would drown a."),
     ],
 )
@@ -407,6 +407,6 @@ def test_the_verdict_on_pairs_that_leave_each_other_alone_and_that_do_not(
     data = cli("interference", tmp_path, "--json").data
     assert [row["kind"] for row in data["pairs"]] == ["tangled", "apart", "apart"]
     assert data["pairs"][0]["contested"] == pytest.approx(0.5)
-    assert data["verdict"].startswith("1 of 3 pairs get in each other's way; the worst: p and q")
+    assert data["verdict"].startswith("1 of 3 pairs interfere; the worst: p and q")
     apart = cli("interference", tmp_path / "p", tmp_path / "r").out
-    assert apart.splitlines()[0].startswith("p and r do not get in each other's way")
+    assert apart.splitlines()[0].startswith("p and r do not interfere")

@@ -21,6 +21,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.formats.peft import PeftAdapter
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.report import svg
 from vlora_tui.report.markdown import markdown
 
@@ -213,7 +214,7 @@ def test_a_report_says_what_analyze_says(cli: Cli, mixed: Path, tmp_path: Path) 
     assert data["analysis"] == {k: v for k, v in analysis.items() if k not in ("schema", "version")}
     text = place.read_text()
     for row, others in analysis["similarity_matrix"].items():
-        cells = " | ".join(f"{value:.3f}" for value in others.values())
+        cells = " | ".join(map(cosine_text, others.values()))
         assert f"| {row} | {cells} |" in text
     assert f"| loud | {analysis['outliers'][0]['z_score']:.1f} |" in text
     assert "a2, copy of a2, half: the same change" in text

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.naming import MAX_SLUG, slugs, unique_names
+from vlora_engine.utils.naming import (
+    MAX_SLUG,
+    cosine_text,
+    percent_text,
+    slugs,
+    threshold_text,
+    unique_names,
+)
 
 
 @pytest.mark.parametrize(
@@ -95,3 +102,29 @@ def test_collisions_leave_real_slugs_alone():
     assert slugs(["legal"], taken=["Legal"]) == {"legal": "legal-2"}
     long = {"y" * 200 + str(i): None for i in range(12)}
     assert len(set(slugs(long).values())) == 12
+
+
+@pytest.mark.parametrize(
+    ("cosine", "text"),
+    [
+        (0.934, ".93"),
+        (-0.4, "-.40"),
+        (0.002, "0"),
+        (-0.002, "0"),
+        (1.0, "1.0"),
+        (0.99999997, "1.0"),  # of copies, as floats have it
+        (0.9993, ".99"),  # not a copy
+        (-0.998, "-.99"),
+        (-1.0, "-1.0"),
+    ],
+)
+def test_cosines_have_one_form(cosine, text):
+    assert cosine_text(cosine) == text
+
+
+def test_a_threshold_keeps_its_digits():
+    assert [threshold_text(t) for t in (0.9, 0.9995, -0.5, 1)] == [".9", ".9995", "-.5", "1"]
+
+
+def test_shares_have_one_form():
+    assert [percent_text(s) for s in (0.0498, 0.05, 1)] == ["4.98 %", "5 %", "100 %"]

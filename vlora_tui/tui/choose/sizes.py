@@ -21,6 +21,7 @@ from vlora_engine.spectra.byte_curves import STEPS, ByteCurves, OwnRates, curves
 from vlora_engine.spectra.choose import Prediction
 from vlora_engine.spectra.size_curves import CODED, PLAIN, curve_of, ladder
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
@@ -331,7 +332,7 @@ def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
         text.append(f"{whose}: ", "bold")
         text.append(f"{_names(group.tasks)}\n")
         if group.cosine is not None and group.group != EVERYBODY:
-            text.append(f"  related: cosine of A {group.cosine:.2f} or more\n")
+            text.append(f"  related: cosine of A {cosine_text(group.cosine)} or more\n")
         for kind, layers in group.layers.items():
             text.append(f"  {KINDS.get(kind, kind)} {_where(layers, total, short)}\n")
         if group.layers:

@@ -16,6 +16,7 @@ from vlora_engine.analysis.relations import (
     cosines_of,
     order_by_likeness,
 )
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import clean
 
@@ -64,7 +65,7 @@ class Likeness:
                 kind="alike",
                 members=tuple(members),
                 least=least,
-                how=f"cosine {least:.2f} or more; {alone} not similar to any other",
+                how=f"cosine {cosine_text(least)} or more; {alone} not similar to any other",
                 letter=LETTERS[i] if i < len(LETTERS) else "+",
             )
             for i, (least, members) in enumerate(rows)

@@ -21,6 +21,7 @@ from textual.worker import get_current_worker
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.targets import find_target
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export.plan import Row
 from vlora_tui.tui.export.result import Outcome, off
@@ -28,7 +29,7 @@ from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import advice, clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (
@@ -236,7 +237,7 @@ class DetailsPane(Vertical):
         row = self.query_one("#kept-table", Table).row
         if row is None or not row.module:
             return ""
-        module = f"{clean(row.module)}, cosine {row.worst:.3f}"
+        module = f"{clean(row.module)}, cosine {cosine_text(row.worst)}"
         return f"Worst: {clean(row.name)} in {module}. "
 
     def on_table_moved(self, event: Table.Moved) -> None:
@@ -248,10 +249,10 @@ class DetailsPane(Vertical):
         low = "warning" if row.energy < 0.5 or row.cosine <= 0 else ""
         return [
             (clean(row.name), muted),
-            (f"{row.cosine:.3f}", muted or low),
-            (f"{100 * row.energy:.3g} %", muted or low),
-            (f"{row.strength:.3f}", muted),
-            (f"{row.worst:.3f}", muted),
+            (cosine_text(row.cosine), muted or low),
+            (percent(row.energy), muted or low),
+            (percent(row.strength), muted),
+            (cosine_text(row.worst), muted),
             (clean(row.module), "muted"),
         ]
 

@@ -16,6 +16,7 @@ from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.core.likeness import Likeness
 from vlora_tui.tui.export.recipes import parse_layers
@@ -235,7 +236,7 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
     pairs = itertools.combinations(range(len(at)), 2)
     i, j = ranked(pairs, lambda pair: cosines[pair], largest=False)[0]
-    words = f"Least similar: {names[i]} and {names[j]}, cosine {cosines[i, j]:.2f}"
+    words = f"Least similar: {names[i]} and {names[j]}, cosine {cosine_text(cosines[i, j])}"
     words += "; they pull against each other. " if cosines[i, j] < OPPOSED else ". "
     by_size = ranked(range(len(at)), lambda i: sizes[i])
     largest, least = by_size[0], by_size[-1]

@@ -22,6 +22,7 @@ from vlora_engine.analysis.duplicates import Duplicates, duplicates_in
 from vlora_engine.analysis.outliers import Reason, outliers_in
 from vlora_engine.analysis.relations import Array
 from vlora_engine.utils.json_reader import JsonValue
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.report.comparison import sameness, why
 from vlora_tui.tui.core.likeness import Group, Likeness
@@ -63,7 +64,7 @@ class Outlier:
         """The strongest reason in a few words."""
         reason = self.reasons[0]
         if reason.feature == "similarity":
-            words = f"unlike, {reason.value:.2f}"
+            words = f"unlike, {cosine_text(reason.value)}"
         elif reason.value == 0:
             words = "no effect"
         elif reason.typical:
@@ -282,7 +283,7 @@ class Conflict:
 
     @property
     def interferes(self) -> bool:
-        """Whether they get into each other's way."""
+        """Whether they interfere."""
         return self.kind in ("opposed", "tangled")
 
 

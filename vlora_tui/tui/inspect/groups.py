@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.rows import GROUP_COLUMNS, GROUP_WORDS, group_cells, group_names
@@ -39,7 +40,7 @@ class GroupsPane(Vertical):
     ) -> None:
         """Show these groups; copies and runs are among them once ``kin`` is known."""
         self._likeness, self._is_known = likeness, kin is not None
-        self.border_title = f"Groups: cosine {threshold:.2f} or more, copies, runs"
+        self.border_title = f"Groups: cosine {cosine_text(threshold)} or more, copies, runs"
         self._table.show(list(rows))
         self._say()
 

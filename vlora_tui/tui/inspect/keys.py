@@ -38,7 +38,7 @@ KEYS: list[BindingType] = [
           "Have every tensor read, and say what is wrong and how to fix it"),
     shown("T", "target", "Target", "inspect.target",
           "Add what the next target (vLLM, llama.cpp, PEFT, ...) would get wrong"),
-    shown("space", "keep", "Keep", "inspect.keep", "Keep this task to compare another with"),
+    shown("space", "keep", "Mark", "inspect.keep", "Mark this task to compare another with"),
     shown("s", "sort", "Sort", "inspect.sort", "Sort by score, size or name"),
     shown("left_square_bracket", "threshold(-0.01)", "Threshold", "inspect.lower",
           "Count adapters as similar from a lower cosine on", display="[ ]"),

@@ -12,6 +12,7 @@ from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect.rows import Subject, plain, share
 from vlora_tui.tui.key_names import keyed
@@ -142,13 +143,13 @@ def module_words(answer: Mapping[str, Any], names: Sequence[str], *, ascii_only:
     first, second = (clean(name) for name in names)
     text.append("\n\nTogether\n", style="bold")
     text.append(
-        f"cosine of dW {answer['cosine']:.3f}; they differ by "
+        f"cosine of dW {cosine_text(answer['cosine'])}; they differ by "
         f"{share(answer['relative_difference'])} of the first's dW\n"
         f"{share(answer['a_in_b'])} of {first}'s energy lies within the spaces of {second}, "
         f"{share(answer['b_in_a'])} the other way round\n"
     )
     for side, word in (("in", "inputs "), ("out", "outputs")):
-        angles = [f"{value:.2f}" for value in answer[f"angles_{side}"][:SHOWN]]
+        angles = [cosine_text(value) for value in answer[f"angles_{side}"][:SHOWN]]
         text.append(f"{word}  {' '.join(angles) or 'nothing'}\n")
     text.append("(cosines of the principal angles: 1 is a direction that both have)", style="dim")
     return text

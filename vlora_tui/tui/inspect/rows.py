@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Outlier
@@ -110,14 +111,6 @@ def plain(value: float) -> str:
     return "0" if not value else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
 
 
-def cosine_text(value: float) -> str:
-    """A cosine without its leading zero."""
-    text = f"{value:.2f}"
-    if not float(text):
-        return "0"
-    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text[:-1]
-
-
 LOSS = Measure("loss", "error of dW, in %", percent, floor=0.02)
 BITS = Measure("bits", "bits per weight of A and B", plain)
 CONTESTED = Measure("contested", "contested by the other, in % of dW", percent, floor=0.02)
@@ -191,7 +184,9 @@ def pair_words(
     cosine = float(likeness.cosines[pair])
     before, after = (more and f"{more}; ", "") if leads else ("", more and f"; {more}")
     text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", before)
-    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}{after}")
+    text.append(
+        f"cosine {cosine_text(cosine)}, {in_words(cosine)}; norms {norms[0]}, {norms[1]}{after}"
+    )
     return text
 
 

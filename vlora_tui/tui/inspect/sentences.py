@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Kin, Outlier, PairLayers, module_of_family
-from vlora_tui.tui.inspect.rows import cosine_text, plain, share
+from vlora_tui.tui.inspect.rows import plain, share
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:

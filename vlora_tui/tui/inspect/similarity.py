@@ -33,10 +33,10 @@ MEASURES = {
 LEGENDS = {
     "cosine": "cosine of dW, red below 0",
     "contested": "contested, in %",
-    "sign_conflict": "conflicting share",
-    "overlap": "share of the row",
-    "writes": "share of the row",
-    "reads": "share of the row",
+    "sign_conflict": "conflicting, in %",
+    "overlap": "of the row, in %",
+    "writes": "of the row, in %",
+    "reads": "of the row, in %",
 }
 LEAST_TOP = 0.02  # of the contested share, that is brightest
 UNASKED_BYTES = 256 << 20  # of adapters: what takes longer is measured when it is asked for
@@ -297,7 +297,7 @@ class AlikePane(AskingPane):
         self._matrix.styles.height = 1 if likeness is None else "1fr"
         names = () if likeness is None else likeness.names
         legend = LEGENDS[self._measure]
-        values, top = self._values, None
+        values, top = self._values, 1.0 if self.is_of_interference else None
         if self._measure == "contested" and values is not None:
             others = values[~np.eye(len(values), dtype=bool) & ~np.isnan(values)]
             top = max(LEAST_TOP, float(others.max(initial=0.0)))

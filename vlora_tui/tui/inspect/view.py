@@ -228,6 +228,7 @@ class InspectView(PaneView):
             self._complain(keyed("Interference is between adapters: <inspect.turn> shows them."))
             return
         self._complain(self.contents.alike.turn())
+        self.go_to_pane("inspect-alike")
 
     def action_coverage(self) -> None:
         """How much of the adapter under the cursor the open subspace holds."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from vlora_engine.errors import VLoRAError
 from vlora_engine.targets import Served, find_target, start_lines
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
 from vlora_tui.tui.run.job_text import EXACT, duration, packing_words
@@ -233,7 +234,7 @@ def _kept_lines(merge: events.Merged) -> list[Line]:
         if not isinstance(row, dict):
             continue
         strength, cosine = _number(row.get("strength")), _number(row.get("cosine"))
-        alike = "" if cosine is None else f", cosine {cosine:.2f}"
+        alike = "" if cosine is None else f", cosine {cosine_text(cosine)}"
         words = f"{percent(strength)} of {_short(name)}{alike}"
         lines.append(Line("kept" if not number else "", words, strength))
     return lines

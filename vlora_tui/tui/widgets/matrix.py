@@ -15,6 +15,7 @@ from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 
+from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.bindings import hidden
@@ -90,11 +91,13 @@ class Matrix(CellGrid):
         Args:
             letters: Per adapter that belongs to a group, the group's letter.
             legend: What the figures are; nothing for no legend.
-            top: The figures are small shares, shown in per cent: so much is brightest.
+            top: The figures are shares, shown in per cent: so much is brightest.
         """
         pair = self.pair
         self._top_share = top
         stops = LEGEND if top is None else tuple((_percent(top * p), p) for p in PARTS)
+        if values is None:
+            stops = ()  # of what nobody knows yet
         self.legend = Legend(legend, stops) if legend and order else None
         self.names, self._values, self._letters = names, values, letters
         self.order = order
@@ -309,15 +312,10 @@ class Matrix(CellGrid):
             return shades[round(min(1.0, max(0.0, heat)) * (len(shades) - 1))] * width
         if self._top_share is not None:
             return self._padded(_percent(value), width, cursor)
-        digits = 1 if width == 3 else 2
-        text = f"{value:.{digits}f}"
-        if not float(text):
-            text = "." if self.ascii_only else "·"
-        elif abs(float(text)) < 1:
-            text = text.replace("0.", ".", 1)
-        else:
-            text = text[: text.index(".") + (0 if width == 3 else 2)]  # 1.0, or 1
-        return self._padded(text, width, cursor)
+        text = cosine_text(value) if width > 3 else f"{value:.1f}"
+        if width == 3 and float(text):
+            text = text.replace("0.", ".", 1).removesuffix(".0")
+        return self._padded(text if float(text) else "0", width, cursor)
 
     def _padded(self, text: str, width: int, cursor: bool) -> str:
         if text == "0":

@@ -231,11 +231,11 @@ def test_what_a_merge_keeps_is_measured_on_a_key(
         flags = ["--method", "average", "--preview"]
         assert asked.calls == [["merge", *(f"{place}:{name}" for name in names), *flags]]
         assert [row[0] for row in kept(pilot)] == names
-        assert kept(pilot)[1][1:] == ["0.650", "80 %", "0.200", "0.100", "h.1.attn"]
+        assert kept(pilot)[1][1:] == [".65", "80 %", "20 %", ".10", "h.1.attn"]
         assert "Rank 16" in said(pilot)
         assert "12 %" in said(pilot)  # what the cut cost
         assert "1 tensor" in said(pilot)
-        assert "Worst: task00 in h.1.attn, cosine 0.100" in said(pilot)
+        assert "Worst: task00 in h.1.attn, cosine .10" in said(pilot)
         pilot.app.query_one("#kept-table", Table).move_to(2)
         await pilot.pause()
         assert "Worst: task02" in said(pilot)
@@ -407,7 +407,7 @@ def test_what_spectra_show_already_is_told_before() -> None:
     dw = np.stack([same, 5 * apart, np.array([0, 0, 1.0])])
     likeness = Likeness(("a", "b", "c"), Relations(dw @ dw.T), (None,) * 3)
     told = likeness_words(likeness, ["a", "b", "c"])
-    assert "a and b, cosine -0.60; they pull against each other" in told
+    assert "a and b, cosine -.60; they pull against each other" in told
     assert "b is 5x the size of" in told
     assert "pull" not in likeness_words(likeness, ["b", "c"])
     assert likeness_words(likeness, ["a", "z"]) == ""  # not all of them were measured

@@ -34,6 +34,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.naming import cosine_text
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.job_client import JobClient
 from vlora_tui.tui.core.likeness import Likeness, likeness_of
@@ -218,7 +219,7 @@ def test_moving_says_the_pair_and_the_diagonal_one(measured: Session) -> None:
         assert names[1] in words(pilot, "#matrix-said")
         assert names[5] in words(pilot, "#matrix-said")
         cosine = measured.spectra.cosines()[1, 5]
-        assert f"cosine {cosine:.3f}" in words(pilot, "#matrix-said")
+        assert f"cosine {cosine_text(cosine)}" in words(pilot, "#matrix-said")
         matrix(pilot).go_to(1, 1)
         await pilot.pause()
         assert "its layers" in words(pilot, "#matrix-said")
@@ -293,7 +294,7 @@ def test_the_bound_moves_the_groups(measured: Session) -> None:
         table: Table[Any] = pilot.app.query_one("#group-table", Table)
         assert [(g.kind, len(g.members)) for g in table.rows] == [("alike", 2), ("identical", 2)]
         await pilot.press("]", "}", "}")
-        assert "1.00" in str(pilot.app.query_one("#inspect-groups").border_title)
+        assert "cosine 1.0 or" in str(pilot.app.query_one("#inspect-groups").border_title)
         await pilot.press(*["{"] * 10)
         assert len(table.rows[0].members) > 2
         command = shlex.split(view(pilot).command_text() or "")

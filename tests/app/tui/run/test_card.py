@@ -106,8 +106,8 @@ def test_a_merge_says_what_it_keeps_of_each(tmp_path: Path) -> None:
     view = job(tmp_path, merged, events.Verified("m", "/m", 0.0))
     text = "\n".join(lines_of(view))
     assert "2 adapters merged into one, ties, rank 8, 1 kB, read back: dW the same" in text
-    assert "25 % of a, cosine 0.70" in text
-    assert "50 % of b, cosine 0.70" in text
+    assert "25 % of a, cosine .70" in text
+    assert "50 % of b, cosine .70" in text
     bars = [line.count("━") for line in text.splitlines() if "cosine" in line]
     assert bars == [5, 10]
     assert cards.cells(view)[0] == "ties"
