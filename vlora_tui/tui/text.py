@@ -64,33 +64,56 @@ def tilde(path: str | Path) -> str:
 
 
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-# Flags of ours, and what a screen has for them.
+# What commands call by flags, and what a screen has for it.
 _IN_WORDS = (
-    (r"leave (it|them) out with --skip-bad", r"skip \1"),
-    (r"leave them out (?:\(export --drop-rest\)|with --drop-rest)", 'set "other tensors" to drop'),
+    (r"leave (it|them|these tasks) out with --skip-bad", r"skip \1"),
+    (r"leave (?:it|them) out(?: on purpose)?(?: \(export --drop-rest\)| with --drop-rest"
+     r"|: --drop-rest, when exporting|: export --target peft --drop-rest)",
+     'set "other tensors" to drop'),
+    (r"leaves? (?:it|them) out with --allow-loss", 'set "losses" to leave out'),
     (r"name (?:the|that) (base|model)( that it was trained on)?(?: with|:) --base(?: DIR)?",
      r'set "base" to the \1\2'),
+    (r"name the base model's folder, or its config.json: --base DIR",
+     'set "base" to the base model\'s folder, or its config.json'),
     (r"name another: --base DIR", 'set "base" to another folder'),
+    (r"name it with --base", 'set "base model" to it'),
+    (r"\? --base names it", '? Set "base" to that one'),
+    (r"doctor --base tells, and names the command that leaves them out",
+     "the doctor can tell once the base is known"),
+    (r"lower it first: resize --target vllm", "lower it first (action resize, for a server)"),
+    (r"give it the rank that it needs first: vlora-tui resize .*",
+     "give it the rank that it needs first (Export, action resize)"),
+    (r"name the rank and take the loss: --rank (\d+); or allow it: --max-error",
+     r'take the loss: resize by "fixed rank" \1'),
+    (r"export it with --target portable -o .*? own converter: .*",
+     "export it for the target portable, then use llama.cpp's own convert_lora_to_gguf.py"),
+    (r"--method linear takes", "method linear takes"),
+    (r"; so does --no-normalize", '; so does "normalize" set to no'),
     (r"replace it with --force[^;]*", "confirm replacing it"),
+    (r"pass --force to replace it", "confirm replacing it"),
     (r" \(--names\)", ""),
+    (r" with --task-id", ""),
     (r"name (?:another|a)(?: state directory)?(.*?)(?: with|:) --state-dir DIR(?: \(or \w+\))?",
      r"set XDG_STATE_HOME to another folder\1"),
 )  # fmt: skip
 # Flags of other programs are what their users type: those stay.
-_THEIRS = re.compile(r"--(?:max-|enable-|lora|outtype|local-dir)")
+_THEIRS = re.compile(r"--(?:max-lora|enable-|lora|outtype|local-dir|user|scope)")
+COMMAND_ALONE = "the command line has an option for it"
 
 
 def advice(text: str) -> str:
     """What mends something, for a screen: without flags of ours, which nobody can type here.
 
-    An alternative that needs one is left out; so is all of it where nothing else is said.
+    An alternative that needs one is left out. Where there is no other, it says that only a command
+    can do it.
     """
     for pattern, words in _IN_WORDS:
         text = re.sub(pattern, words, text)
     text = re.sub(r" \([^()]*\)", lambda found: "" if _has_flag(found[0]) else found[0], text)
     parts = re.split(r"(, or |; or |; )", text)
     kept = [at for at in range(0, len(parts), 2) if not _has_flag(parts[at])]
-    return "".join((parts[at - 1] if n else "") + parts[at] for n, at in enumerate(kept))
+    shown = "".join((parts[at - 1] if n else "") + parts[at] for n, at in enumerate(kept))
+    return shown if shown or not text else COMMAND_ALONE
 
 
 def problem_words(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from vlora_engine.formats.rest_tensors import (
     told,
 )
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
+from vlora_engine.utils.naming import counted
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _peft_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
     for outline in outlines:
         foreign = {key: size for key, size in outline.beside.items() if is_foreign(key)}
         if foreign:
-            what = f"{told(foreign)}, are added to the base by ComfyUI alone: PEFT reads none."
+            what = f"{told(foreign)}: ComfyUI alone adds that to the base, PEFT does not read it."
             yield Loss(f"{outline.name}: {what}", serious=True)
     for name in _with(outlines, lambda o: ORIGIN in o.config):
         yield Loss(
@@ -194,12 +195,13 @@ def _rest_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:
         acting = {key: size for key, size in outline.beside.items() if not is_base_layer(key)}
         copies = {key: size for key, size in outline.beside.items() if is_base_layer(key)}
         if copies:
-            what = f"{told(copies)}, are copies of the base's own weights and are left out."
+            what = f"{told(copies)}: copies of the base's own weights, which are left out."
             yield Loss(f"{outline.name}: {what}")
         if outline.rest:
-            count = f"{outline.rest} tensor{'s' * (outline.rest > 1)}"
+            count = counted(outline.rest, "tensor")
+            out = "is left out" if outline.rest == 1 else "are left out"
             named = f": {told(acting)}" if acting else ""
-            what = f"{count} outside the modules (heads, biases...) are left out{named}."
+            what = f"{count} outside the modules (heads, biases...) {out}{named}."
             yield Loss(f"{outline.name}: {what}", serious=True)
 
 

@@ -83,7 +83,7 @@ def _shapes(subject: Subject) -> Iterable[Hit]:
         name, misfit = next(iter(wrong.items()))
         shape = (subject.modules or {})[name]
         what = (
-            f"{counted(len(wrong), 'module')} of other dimensions than the base's: {name} is "
+            f"The base has other dimensions for {counted(len(wrong), 'module')}: {name} is "
             f"{shape.d_out} x {shape.d_in}, the base has {misfit}."
         )
         yield Hit(what, file=subject.at_weights, module=name, place=f"{subject.at_weights}: {name}")
@@ -131,6 +131,6 @@ def _vocabulary(subject: Subject) -> Iterable[Hit]:
     for key, (_, shape) in subject.rest.items():
         over_tokens = len(shape) == 2 and any(f".{name}." in f".{key}." for name in _VOCABULARY)
         if over_tokens and "position" not in key and tokens not in shape and max(shape) > 256:
-            what = f"{shape[0]} x {shape[1]}, and the base has {tokens} tokens."
+            what = f"The matrix is {shape[0]} x {shape[1]}, and the base has {tokens} tokens."
             yield Hit(what, file=subject.at_weights, tensor=key)
             return

@@ -24,7 +24,7 @@ USUAL_SCALE = 64.0  # alpha over r, or one over it: beyond, something was mixed 
 def _code_beside(subject: Subject) -> Iterable[Hit]:
     found = sorted(name for name in subject.files if name.endswith(_CODE))
     if found:
-        what = f"{counted(len(found), 'program file')} beside the adapter: {', '.join(found[:4])}."
+        what = f"The folder holds {counted(len(found), 'program file')}: {', '.join(found[:4])}."
         yield Hit(what, file=str(subject.path / found[0]))
 
 
@@ -79,7 +79,7 @@ def _quantized_base(subject: Subject) -> Iterable[Hit]:
 def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     wide = [name for name, shape in (subject.modules or {}).items() if shape.dtype == "F64"]
     if wide:
-        what = f"{counted(len(wide), 'module')} in fp64, such as {wide[0]}."
+        what = f"It has {counted(len(wide), 'module')} in fp64, such as {wide[0]}."
         fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
         yield Hit(what, "save it in fp32", fix, file=subject.at_weights, module=wide[0])
 
@@ -95,7 +95,7 @@ def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
     narrow = [n for n, (dtype, _) in subject.tensors.items() if dtype.startswith("F8")]
     narrow = [name for name in narrow if "lora_" in name]
     if narrow:
-        what = f"{counted(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
+        what = f"It has {counted(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
         fix = subject.command("export", "--target", "peft", "--dtype", "bf16", suffix="bf16")
         yield Hit(what, fix=fix, file=subject.at_weights)
 
@@ -112,7 +112,7 @@ def _mixed_dtypes(subject: Subject) -> Iterable[Hit]:
     if len(dtypes) > 1:
         counts = ", ".join(f"{number} {dtype}" for dtype, number in sorted(dtypes.items()))
         fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
-        yield Hit(f"Factors of several dtypes: {counts}.", fix=fix, file=subject.at_weights)
+        yield Hit(f"Its factors are of several dtypes: {counts}.", fix=fix, file=subject.at_weights)
 
 
 @rule(
@@ -146,7 +146,7 @@ def _redundant_rank(subject: Subject) -> Iterable[Hit]:
     if over and subject.modules:
         shape = subject.modules[over[0]]
         what = (
-            f"{counted(len(over), 'module')} of a rank that {over[0]} ({shape.d_in} to "
+            f"It has {counted(len(over), 'module')} of a rank that {over[0]} ({shape.d_in} to "
             f"{shape.d_out}) cannot have: {shape.rank}."
         )
         fix = subject.command("resize", "--energy", "1", suffix="smaller")

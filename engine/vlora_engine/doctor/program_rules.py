@@ -103,7 +103,7 @@ def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
     else:
         return
     if not taken:
-        what = f"The base is {named[:80]}."
+        what = f"Ollama does not read safetensors adapters of {named[:80]}."
         fix = "" if subject.base is None else helpers.exported(subject)
         yield Hit(what, fix=fix, file=subject.at_config)
 

@@ -40,7 +40,8 @@ def _vllm_default_rank(subject: Subject) -> Iterable[Hit]:
     choice = smallest_choice(limit, rank)
     if rank > limit.default and choice is not None:
         remedy = f"start the server with {limit.flag} {choice}: nothing is lost"
-        yield Hit(f"A rank of {rank}.", remedy, file=subject.at_weights)
+        what = f"The rank is {rank}; unless told otherwise vLLM takes {limit.default} at most."
+        yield Hit(what, remedy, file=subject.at_weights)
 
 
 @_vllm_rule(
@@ -124,7 +125,8 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
-        what = f"{counted(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
+        paths = f"{counted(len(dotted), 'full path')}, such as {dotted[0][:80]}"
+        what = f"SGLang refuses full paths, and target_modules has {paths}."
         yield Hit(what, fix=helpers.exported(subject), file=subject.at_config)
 
 
@@ -152,7 +154,7 @@ def _loader_ranks(subject: Subject) -> Iterable[Hit]:
     mixed = [(kind, ranks) for kind, ranks in kinds.items() if len(ranks) > 1]
     if mixed:
         kind, ranks = mixed[0]
-        what = f"Ranks {min(ranks)} to {max(ranks)} (padded) for {kind}."
+        what = f"Modules {kind} have ranks of {min(ranks)} to {max(ranks)} (padded)."
         yield Hit(what, fix=helpers.exported(subject), file=subject.at_weights)
 
 

@@ -78,7 +78,7 @@ def _no_effect(subject: Subject) -> Iterable[Hit]:
 def _idle(subject: Subject) -> Iterable[Hit]:
     idle = [] if subject.facts is None else subject.facts.idle
     if 0 < len(idle) < len(subject.modules or {}):
-        what = f"{counted(len(idle), 'module')} without effect, such as {idle[0]}."
+        what = f"It has {counted(len(idle), 'module')} without effect, such as {idle[0]}."
         yield Hit(what, file=subject.at_weights, module=idle[0])
 
 
@@ -133,7 +133,9 @@ def _other_than_base(subject: Subject) -> Iterable[Hit]:
     of_base = {} if subject.facts is None else subject.facts.of_base
     other = {key: nbytes_of(subject.rest[key]) for key, is_same in of_base.items() if not is_same}
     if other:
-        yield Hit(f"{told(other)}: other than the base's.", file=subject.at_weights)
+        yield Hit(
+            f"It brings values other than the base's: {told(other)}.", file=subject.at_weights
+        )
 
 
 @rule(
@@ -148,5 +150,7 @@ def _other_than_base(subject: Subject) -> Iterable[Hit]:
 def _beyond_fp16(subject: Subject) -> Iterable[Hit]:
     large = [] if subject.facts is None else subject.facts.large
     if large:
-        what = f"{counted(len(large), 'module')} with entries above 65504, such as {large[0]}."
+        what = (
+            f"It has {counted(len(large), 'module')} with entries above 65504, such as {large[0]}."
+        )
         yield Hit(what, file=subject.at_weights, module=large[0])

@@ -64,11 +64,11 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
     found = known_base(base_model)
     if found is None:
         raise MissingPathError(
-            "The base model's config is needed for GGUF, and is not found.",
+            "GGUF needs the base model's config, which is not on this machine.",
             where=base_model,
             expected=f"{MODEL_CONFIG} in the adapter's base_model_name_or_path, "
             "or in the Hub's cache",
-            found="neither" if base_model else "an adapter that names no base model",
+            found=None if base_model else "an adapter that names no base model",
             remedy=_MENDS,
         )
     return read_base(found)

@@ -34,7 +34,7 @@ WORDS: dict[Effect, str] = {
     "copy": "the base's own weights under adapted modules: without effect, unless the base differs",
     "embedding": "whole embeddings or output layers in place of the base's",
     "bias": "biases in place of the base's",
-    "replaces": "in place of the base's, such as heads",
+    "replaces": "in place of the base's, as heads are",
 }
 WHOLE_MATRIX = 64  # rows and columns; what is narrower is a head
 
@@ -82,6 +82,8 @@ def told(keys: Mapping[str, int]) -> str:
     total = size_words(sum(keys.values()))
     ends = sorted({f".{key.rpartition('.')[2]}" for key in keys})
     first = next(iter(keys))
+    if len(keys) == 1:
+        return f"{first} ({total})"
     count = counted(len(keys), "tensor")
     return f"{count} ({total}; {', '.join(ends[:6])}), such as {first}"
 
@@ -101,9 +103,9 @@ def rest_findings(rest: Mapping[str, Described], where: str, nbytes: int) -> Ite
     groups: dict[Effect, dict[str, int]] = {}
     for key, described in rest.items():
         groups.setdefault(effect_of(key), {})[key] = nbytes_of(described)
-    parts = [f"{told(keys)}: {WORDS[effect]}" for effect, keys in groups.items()]
-    count = counted(len(rest), "tensor")
-    what = f"{count} outside the modules, kept bit for bit. {'; '.join(parts)}."
+    parts = [f"{told(keys)}, {WORDS[effect]}" for effect, keys in groups.items()]
+    count, stay = counted(len(rest), "tensor"), "is" if len(rest) == 1 else "are"
+    what = f"{count} outside the modules {stay} kept bit for bit: {'; '.join(parts)}."
     yield Finding("rest-tensors", "note", what, file=where)
     if "foreign" in groups:
         yield _foreign_finding(groups["foreign"], where)
@@ -120,7 +122,7 @@ def rest_findings(rest: Mapping[str, Described], where: str, nbytes: int) -> Ite
 
 
 def _foreign_finding(keys: Mapping[str, int], where: str) -> Finding:
-    what = f"{told(keys)}: part of the change, and only ComfyUI adds them to the base."
+    what = f"{told(keys)}: part of the change, which only ComfyUI adds to the base."
     remedy = (
         "use the file in ComfyUI; a conversion refuses to lose them, and leaves them out with "
         "--allow-loss"

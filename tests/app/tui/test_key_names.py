@@ -152,13 +152,14 @@ def test_errors_on_a_screen_name_no_flags() -> None:
         "  where: /x",
         "  fix: set XDG_STATE_HOME to another folder",
     ]
-    assert problem_words(StorageError("Full.", remedy="use --force")) == "Full."
+    by_command = "Full.\n  fix: the command line has an option for it"
+    assert problem_words(StorageError("Full.", remedy="use --force")) == by_command
     assert problem_words(OSError("gone")) == "gone"
 
 
 def test_what_a_step_says_of_an_error_goes_that_way() -> None:
     """A plain ``str`` of an error would show the flags of a command."""
-    plain = re.compile(r"\bstr\(error\)")
+    plain = re.compile(r"\bstr\(error\)|\{(?!advice)[a-z_.\[\]\"']*remedy")
     fine = re.compile(r"strerror or str\(error\)|clean\(str\(error\)\)\[")
     for file in sorted(TUI.rglob("*.py")):
         if file.name != "text.py":
@@ -176,7 +177,25 @@ def test_what_a_step_says_of_an_error_goes_that_way() -> None:
         ("give every adapter a name of its own (--names)", "give every adapter a name of its own"),
         ("start the server with --max-lora-rank 32", "start the server with --max-lora-rank 32"),
         ("wait until it is done (without --no-wait, a command does)", "wait until it is done"),
-        ("--rank 16", ""),
+        ("leave them out: export --target peft --drop-rest", 'set "other tensors" to drop'),
+        ("leave them out on purpose: --drop-rest, when exporting", 'set "other tensors" to drop'),
+        ("name the base model's folder, or its config.json: --base DIR",
+         'set "base" to the base model\'s folder, or its config.json'),
+        ("is this the base model that the adapter was trained on? --base names it",
+         'is this the base model that the adapter was trained on? Set "base" to that one'),
+        ("lower it first: resize --target vllm; or export to sglang",
+         "lower it first (action resize, for a server); or export to sglang"),
+        ("export it with --target portable -o 'a b', then with llama.cpp's own converter: python "
+         "convert_lora_to_gguf.py 'a b' --base m --outfile x, y.gguf",
+         "export it for the target portable, then use llama.cpp's own convert_lora_to_gguf.py"),
+        ("name the rank and take the loss: --rank 8; or allow it: --max-error; or serve it "
+         "where any rank is taken (sglang, tgi, lorax)",
+         'take the loss: resize by "fixed rank" 8; or serve it where any rank is taken '
+         "(sglang, tgi, lorax)"),
+        ("--method linear takes the weight as it is; so does --no-normalize",
+         'method linear takes the weight as it is; so does "normalize" set to no'),
+        ("--rank 16", "the command line has an option for it"),
+        ("", ""),
     ],
 )  # fmt: skip
 def test_flags_are_not_advised_on_a_screen(remedy: str, shown: str) -> None:

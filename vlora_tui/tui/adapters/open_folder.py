@@ -20,7 +20,7 @@ from vlora_engine.catalog.locate import refuse_elsewhere
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_tui.tui.adapters.places import place_words
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.text import advice, clean, tilde
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.path_input import PathInput
@@ -263,7 +263,7 @@ def _remote(value: str) -> str:
     try:
         refuse_elsewhere(str(AdapterRef.parse(value)))
     except VLoRAError as error:
-        return f"{error.what} Fix: {error.remedy}"
+        return f"{error.what} fix: {advice(error.remedy or '')}"
     return ""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOT_CHECKED = "not checked"
 
 COLUMNS = (
-    Column("name", "name", least=20, keep=10, lost="start"),
+    Column("name", "name", least=20, keep=10, lost="middle"),
     Column("base", "base model", least=13, most=34, keep=6, lost="start"),
     Column("rank", "rank", right=True, keep=8),
     Column("alpha", "alpha", right=True, keep=3),

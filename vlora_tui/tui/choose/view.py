@@ -50,7 +50,7 @@ PANE_NAMES = {
 CONTROLS = ("choose.build", "choose.fine", "choose.normal", "choose.rough")
 OF_A_CHOICE = ("build", "k", "ask", "method", "sizes")  # keys that need something measured
 LOSSES = (
-    Column("task", "adapter", least=10, keep=5, lost="start"),
+    Column("task", "adapter", least=10, keep=5, lost="middle"),
     Column("error", "error", right=True, keep=4),
     Column("error-bar", "", least=BAR, keep=2),
     Column("nbytes", "own bytes", right=True, keep=3),

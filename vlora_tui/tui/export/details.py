@@ -33,7 +33,7 @@ from vlora_tui.utils.formatting import percent, size
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (
-    Column("name", "kept of", least=18, most=40, keep=6, lost="start"),
+    Column("name", "kept of", least=18, most=40, keep=6, lost="middle"),
     Column("cosine", "cosine", right=True, keep=5),
     Column("energy", "energy", right=True, keep=4),
     Column("strength", "strength", right=True, keep=3),

@@ -113,11 +113,14 @@ def turned(settings: Settings, key: str, by: int) -> Settings:
 def _export_lines(settings: Settings, marked: int) -> list[Field]:
     target = TARGETS[settings.target]
     about = f"{target.about} ({key('export.target')})"
+    dtype = DTYPES[settings.dtype]
+    if settings.dtype is None and "F32" not in target.dtypes:
+        dtype = "16 bit"
     return [
         Field("target", "target", target.name, "choice", about),
         *_target_lines(settings),
         _out_line("out", settings.out, marked),
-        Field("dtype", "dtype", DTYPES[settings.dtype], "choice", WRITTEN),
+        Field("dtype", "dtype", dtype, "choice", WRITTEN),
         _verify_line(settings),
     ]
 

@@ -13,16 +13,16 @@ from vlora_tui.tui.export.settings import Item, Settings, Source, shares_of, wei
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bars import bar
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 COLUMNS = (
-    Column("name", "name", least=12, keep=5, lost="start"),
+    Column("name", "name", least=12, keep=5, lost="middle"),
     Column("rank", "rank", right=True, keep=2),
     Column("error", "dW error", right=True, keep=3),
     Column("bytes", "size", right=True, keep=4),
 )
 MERGE_COLUMNS = (
-    Column("name", "name", least=20, keep=5, lost="start"),
+    Column("name", "name", least=20, keep=5, lost="middle"),
     Column("rank", "rank", right=True, keep=1),
     Column("weight", "weight", right=True, keep=4),
     Column("share", "of all", right=True, keep=3),
@@ -172,7 +172,7 @@ class ItemsPane(Vertical):
         return [
             (clean(item.name), ""),
             ("-" if item.rank is None else str(item.rank), "muted"),
-            ("-" if item.error is None else f"{100 * item.error:.2g} %", ""),
+            (percent(item.error), ""),
             (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
         ]
 

@@ -196,14 +196,15 @@ class MethodBox(Dialog):
         if self._table.row is None:
             return
         panel = self.query_one("#method-said", Static)
-        panel.update(hanging(method_text(MERGES[self._table.row]), panel.size.width))
+        panel.update(hanging(method_text(self._table.row), panel.size.width))
 
 
-def method_text(spec: MergeMethod) -> Text:
-    """All of a method in lines."""
-    text = Text()
-    others = f"   also {', '.join(spec.aliases)}" if spec.aliases else ""
-    text.append(f"{spec.name}{others}\n", style="bold")
+def method_text(name: str) -> Text:
+    """All of a method in lines, under the name that the list has for it."""
+    text, spec = Text(), MERGES[name]
+    others = [other for other in (spec.name, *spec.aliases) if other != name]
+    text.append(name, style="bold")
+    text.append(f"   also {', '.join(others)}\n" if others else "\n")
     lines = {
         "does": spec.summary,
         "beware": spec.caution,

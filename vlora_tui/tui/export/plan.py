@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.convert.formats import SUBSPACE_FORMATS
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding
-from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
+from vlora_engine.targets import TARGETS, Facts, check_fit, find_target, target_bytes
+from vlora_engine.targets.fit import misfits
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.naming import slugs
@@ -26,7 +28,8 @@ from vlora_tui.recipe.model import Convert, Merge, Resize
 from vlora_tui.tui.export.recipes import base_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
-from vlora_tui.utils.formatting import size
+from vlora_tui.tui.text import advice, plural
+from vlora_tui.utils.formatting import listed, size
 
 FILES = {
     "peft": "adapter_config.json and adapter_model.safetensors",
@@ -75,6 +78,7 @@ class Plan:
     problem: str | None = None
     free: int | None = None
     files: str = FILES["peft"]
+    served: str = ""  # of a merge: which servers would refuse the result
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +112,8 @@ def plan(
         names = [item.name for item in items]
         if settings.doing == "merge":
             merge = recipe_of(source, names, settings).merges[0]
-            return _with_free_space([_merged_row(merge, items)], source)
+            found = _with_free_space([_merged_row(merge, items)], source)
+            return replace(found, served=_served(merge, items, headers))
         tasks = sorted(names if source.subspace is None else [item.name for item in source.items])
         if settings.doing == "resize":
             resize = recipe_of(source, names, settings).resizes[0]
@@ -148,8 +153,9 @@ def _exported_row(item: Item, path: Path, settings: Settings, headers: Headers) 
         elif facts is not None:
             row = replace(row, nbytes=target_bytes(target, facts, settings.dtype))
             if facts.rest and target.no_rest and not settings.drop_rest:
-                why = f"{target.label} takes no other tensors; {facts.rest} here"
-                refused = replace(row, state="no", why=why, mend="The form can leave them out.")
+                why = f"{target.label} does not accept {plural(facts.rest, 'extra tensor')}"
+                mend = 'Set "other tensors" to "drop".'
+                refused = replace(row, state="no", why=why, mend=mend)
                 return replace(refused, opinion=headers.of_refused(item, target))
             base = base_of(settings)
             check_fit(target, facts, drop_rest=True, dtype=settings.dtype, base=base)
@@ -164,7 +170,7 @@ def _why(error: VLoRAError) -> str:
 
 
 def _mend(error: VLoRAError, otherwise: str) -> str:
-    words = error.remedy or f"{otherwise} may do"
+    words = advice(error.remedy or "") or f"{otherwise} may do"
     return f"{words[0].upper()}{words[1:]}."
 
 
@@ -181,6 +187,47 @@ def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
     nbytes = merged_bytes([item.nbytes for item in items], ranks, merge.rank)
     at_most = merge.energy is not None
     return Row(f"{merge.method} of {len(items)}", Path(merge.path), nbytes, at_most=at_most)
+
+
+def _served(merge: Merge, items: Sequence[Item], headers: Headers) -> str:
+    """Which servers would refuse what a merge makes; empty where that is not known."""
+    try:
+        facts = [known for item in items if (known := headers.facts(item)) is not None]
+    except VLoRAError:
+        return ""  # the job says why it cannot be read
+    if len(facts) < len(items):
+        return ""
+    merged = _merged_facts(merge, facts)
+    refused: dict[str, str] = {}
+    for target in TARGETS.values():
+        # Whether the base is at hand is asked when it is exported for a server.
+        misfit = next((m for m in misfits(target, merged) if m.code not in OF_BASE), None)
+        if misfit is not None:
+            refused[target.label] = misfit.what
+    if not refused:
+        return "Every server takes the result."
+    names, first = listed(list(refused), len(refused)), next(iter(refused.values()))
+    return f"The result is refused by {names.replace('The ', 'the ')}: {first}"
+
+
+OF_BASE = frozenset({"no-base", "wrong-base", "architecture", "modules"})
+
+
+def _merged_facts(merge: Merge, facts: Sequence[Facts]) -> Facts:
+    """The facts of what a merge makes, its ranks as large as they can become."""
+    shapes: dict[str, ModuleShape] = {}
+    for name, shape in ((n, s) for each in facts for n, s in each.modules.items()):
+        before = shapes.get(name)
+        rank = shape.rank
+        if before is not None:
+            on_factors = merge.space == "factors"
+            rank = max(before.rank, rank) if on_factors else before.rank + rank
+        if merge.rank is not None:
+            rank = min(rank, merge.rank)
+        room = [side for side in (shape.d_in, shape.d_out) if side]
+        shapes[name] = replace(shape, rank=min([rank, *room]))
+    largest = max(facts, key=lambda each: each.rest)
+    return replace(facts[0], modules=shapes, rest=largest.rest, example=largest.example, name=None)
 
 
 def _converted_rows(items: Sequence[Item], convert: Convert, tasks: Sequence[str]) -> list[Row]:

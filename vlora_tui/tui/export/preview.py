@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 STATE = 16  # columns: "dW off by 0.0002" is never cut before its figure
 COLUMNS = (
-    Column("name", "what", least=14, most=34, keep=5, lost="start"),
+    Column("name", "what", least=14, most=34, keep=5, lost="middle"),
     Column("path", "output", least=12, most=200, keep=2, lost="start"),
     Column("bytes", "size", right=True, keep=3),
     Column("doctor", "doctor", least=9, most=40, keep=4),
@@ -118,6 +118,8 @@ class PreviewPane(Vertical):
             return f"{there} already; {key('export.start')} asks before replacing.", False
         if plan.free is not None and plan.nbytes > plan.free:
             return f"Not enough disk space: {size(plan.free)} free.", True
+        if plan.served:
+            return f"A folder with {plan.files}. {plan.served}", False
         return (f"Each is a folder with {plan.files}." if plan.rows else ""), False
 
     @property
@@ -172,6 +174,6 @@ class PreviewPane(Vertical):
             if path in self.outcome.written or str(view.state) == "finished":
                 return "written", "good"
             return ("not written", "error") if view.state.is_over else ("waiting", "muted")
-        if row.state == "no":
-            return row.why, "error"
+        if row.state == "no":  # the details and the line below say why at length
+            return row.why if len(row.why) <= STATE else "refused", "error"
         return (row.why, "warning") if row.state == "there" else ("new", "muted")

@@ -200,16 +200,16 @@ def first_settings(source: Source) -> Settings:
     rank = max((item.rank or 0 for item in source.items), default=0)
     half = str(max(1, rank // 2)) if rank else ""
     if source.subspace is not None:
-        beside, above = f"{source.subspace.parent}/{source.subspace.name}", source.subspace.parent
+        beside = f"{source.subspace.parent}/{source.subspace.name}"
         return Settings(
-            out=f"{beside}-adapters/{{task}}", merged=f"{above}/merged",
+            out=f"{beside}-adapters/{{task}}", merged=f"{beside}-merged",
             resized=f"{beside}-resized/{{task}}", new_rank=half,
             converted=f"{beside}-converted",
         )  # fmt: skip
     roots = [str(Path(path).parent) for path in paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(
-        out=f"{root}-exported/{{task}}", merged=f"{root}/merged",
+        out=f"{root}-exported/{{task}}", merged=f"{root}-merged",
         resized=f"{root}-resized/{{task}}", new_rank=half, converted=f"{root}-converted",
     )  # fmt: skip
 

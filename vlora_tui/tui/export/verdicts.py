@@ -66,8 +66,10 @@ class Headers:
 
     def of_refused(self, item: Item, target: Target) -> Opinion:
         """What the doctor says of an item that ``target`` does not take: nothing is mended."""
+        no_matter = OF_SAFETENSORS if target.form == "gguf" else frozenset()
         try:
-            return Opinion(self._findings(item, target.name))
+            found = self._findings(item, target.name)
+            return Opinion(tuple(f for f in found if f.code not in no_matter))
         except VLoRAError:
             return Opinion()  # why it cannot be read is told already
 

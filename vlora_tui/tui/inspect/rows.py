@@ -16,7 +16,7 @@ from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Outlier
 from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.key_names import key, keyed
-from vlora_tui.tui.text import TONES, clean, tilde
+from vlora_tui.tui.text import TONES, advice, clean, tilde
 from vlora_tui.tui.widgets.bars import bar
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.utils.formatting import size
@@ -46,13 +46,13 @@ GROUP_WORDS = {
 }
 _ASCII = {"×": "x", "→": ">"}
 OUTLIER_COLUMNS = (
-    Column("name", "adapter", least=10, most=32, keep=5, lost="start"),
+    Column("name", "adapter", least=10, most=32, keep=5, lost="middle"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
     Column("bar", "", keep=1),
 )
 TASK_COLUMNS = (
-    Column("name", "task", least=12, keep=5, lost="start"),
+    Column("name", "task", least=12, keep=5, lost="middle"),
     Column("error", "dW error", right=True, keep=4),
     Column("bar", "", keep=0),
     Column("norm", "norm", right=True, keep=3),
@@ -60,7 +60,7 @@ TASK_COLUMNS = (
     Column("bytes", "stored", right=True, keep=1),
 )
 FINDING_COLUMNS = (
-    Column("about", "adapter", least=12, most=24, keep=4, lost="start"),
+    Column("about", "adapter", least=12, most=24, keep=4, lost="middle"),
     Column("what", "finding", least=16, most=200, keep=5),
 )
 
@@ -239,9 +239,9 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     text = Text(row.what, style="bold")
     if row.rule:
         text.append(f" {row.rule}", style="not bold")
-    remedy, fix, where = row.shown.remedy, row.shown.fix, row.shown.where
-    if remedy:
-        text.append(f"\n{remedy}", style="not bold")
+    words, fix, where = advice(row.shown.remedy or ""), row.shown.fix, row.shown.where
+    if words:
+        text.append(f"\nfix: {words}", style="not bold")
     if fix:
         text.append(f"\ny copies: {fix}", style="not bold")
     if where and where not in row.what:

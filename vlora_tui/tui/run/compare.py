@@ -155,7 +155,7 @@ class CompareBox(Dialog):
 
     def compose(self) -> ComposeResult:
         columns = (
-            Column("what", "", least=14, most=36, keep=5, lost="start"),
+            Column("what", "", least=14, most=36, keep=5, lost="middle"),
             Column("first", "A", least=10, most=34, right=True, keep=5),
             Column("second", "B", least=10, most=34, right=True, keep=5),
             Column("change", "B against A", least=8, most=24, right=True, keep=3),

@@ -18,7 +18,7 @@ from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.core.messages import ChoiceChanged
 from vlora_tui.tui.run.job_text import goal_words, packing_words
-from vlora_tui.tui.text import clean, plural, problem_words, tilde
+from vlora_tui.tui.text import advice, clean, plural, problem_words, tilde
 from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 from vlora_tui.utils.editor import editor
 
@@ -116,7 +116,7 @@ class RecipeEditor:
             where = str(error.where or "").replace(str(path), "recipe.toml")
             parts = [where, f"found: {error.found}" if error.found else ""]
             parts.append(f"expected: {error.expected}" if error.expected else "")
-            parts.append(f"fix: {error.remedy}" if error.remedy else "")
+            parts.append(f"fix: {advice(error.remedy)}" if error.remedy else "")
             self._wrong(saved, error.what, "\n".join(part for part in parts if part))
             return
         self.recipe = None

@@ -35,7 +35,8 @@ class Column:
         most: The widest that it may become.
         right: Set flush right, as figures are.
         keep: The higher, the longer it stays when room is short.
-        lost: Which part of a text that is too long goes: ``start`` keeps the end of a path.
+        lost: Which part of a text that is too long goes: ``start`` keeps the end of a path,
+            ``middle`` both ends of a name.
     """
 
     key: str
@@ -44,7 +45,7 @@ class Column:
     most: int = 60
     right: bool = False
     keep: int = 0
-    lost: Literal["start", "end"] = "end"
+    lost: Literal["start", "middle", "end"] = "end"
 
 
 class Table(ScrollView, Generic[Row], can_focus=True):
@@ -363,7 +364,7 @@ def _without_ground(style: Style) -> Style:
 
 
 def _fit(
-    text: str, width: int, right: bool, lost: Literal["start", "end"], ascii_only: bool
+    text: str, width: int, right: bool, lost: Literal["start", "middle", "end"], ascii_only: bool
 ) -> str:
     """``text`` in exactly ``width`` cells."""
     text = cut(text, width, ascii_only=ascii_only, lost=lost)

@@ -140,9 +140,13 @@ def test_what_a_target_refuses_is_shown_for_each_task(runs: Path, tmp_path: Path
         await settle(pilot)
         assert [row[-1] for row in rows(pilot)] == [
             "new",
-            "vLLM takes no other tensors; 1 here",
+            "refused",
         ]
-        assert "1 of 2 cannot be written. with-head" in words(pilot, "#preview-said")
+        said = " ".join(words(pilot, "#preview-said").split())
+        assert said == (
+            "1 of 2 cannot be written. with-head: vLLM does not accept 1 extra tensor. "
+            'Set "other tensors" to "drop".'
+        )
         assert buttons(pilot) == "[ 1 of 2 cannot be written ]"  # what is not, is not offered
         await pilot.press("w")
         assert not pilot.app.started
@@ -162,7 +166,7 @@ def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path:
         for _ in range(6):
             await pilot.press("s")
         await settle(pilot)
-        assert "Name the base model's folder" in words(pilot, "#preview-said")
+        assert 'Set "base" to the base model\'s folder' in words(pilot, "#preview-said")
         await pilot.press("tab", "down", "down", "enter")
         await pilot.pause()
         pilot.app.screen.query_one("Input").value = str(tmp_path)

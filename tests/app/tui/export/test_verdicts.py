@@ -99,7 +99,7 @@ def test_adapters_are_judged_before_the_build(mixed: Path, tmp_path: Path) -> No
     settings = Settings(out=f"{tmp_path}/out/{{task}}", target="tgi")
     plan = export_plan.plan(source, names, settings)
     found = {row.name: row for row in plan.rows}
-    assert "takes no other tensors" in found["head"].why
+    assert found["head"].why == "TGI does not accept 1 extra tensor"
     assert [row.name for row in plan.refused] == ["head"]
     assert [f.code for f in found["classifier"].findings] == ["not-generating"]
     opinion = found["patterns"].opinion
@@ -125,12 +125,12 @@ def test_the_verdict_stands_beside_each_line_and_in_full_in_the_details(mixed: P
             "classifier": "task_type is SEQ_CLS.",
             "patterns": "fixes 1",
             "rslora": "fixes 1",
-            "wide": "A rank of 32.",
+            "wide": "The rank is 32; unless told otherwise vLLM takes 16 at most.",
         }
         await pilot.press("tab", "tab", "down", "down", "down")
         await settle(pilot)
         told = " ".join(words(pilot, "#details-said").split())
-        assert "warning A rank of 32." in told
+        assert "warning The rank is 32;" in told
         assert "start the server with --max-lora-rank 32" in told
         await pilot.press("up", "up")
         await settle(pilot)
@@ -265,3 +265,25 @@ def test_what_was_written_is_told_with_how_to_start_it(opened: Session) -> None:
         assert "vllm serve gpt2 --enable-lora --max-lora-rank 8" in told
 
     use(opened, steps)
+
+
+def test_a_merge_says_which_servers_would_refuse_its_result(tmp_path: Path) -> None:
+    make.write(tmp_path / "a", make.factors(MODULES, seed=1))
+    make.write(tmp_path / "b", make.factors(MODULES, seed=2))
+    lacking = {k: v for k, v in make.factors(MODULES, seed=3).items() if FIRST not in k}
+    make.write(tmp_path / "lacking", lacking)
+    make.write(tmp_path / "lacking-2", lacking)
+    make.write(tmp_path / "wide", make.factors(MODULES, rank=300, seed=4))
+    source = adapters_of(scan([str(tmp_path)]).adapters)
+
+    def said(*names: str, **changed: Any) -> str:
+        settings = Settings(doing="merge", merged=f"{tmp_path}/merged", **changed)
+        return export_plan.plan(source, names, settings).served
+
+    assert said("a", "b") == "Every server takes the result."
+    assert said("a", "lacking") == "Every server takes the result."  # the other one has it
+    refused = said("lacking", "lacking-2")
+    assert refused.startswith("The result is refused by the portable form, TGI, LoRAX: ")
+    assert "drop a kind of module everywhere" in refused
+    assert said("wide", "a") == "Every server takes the result."  # its modules are small
+    assert "vLLM" not in said("wide", "a", rank="8")
