@@ -260,12 +260,12 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
     if row.figures is not None and row.figures.problem is not None:
         return [clean(line) for line in [*row.figures.problem.splitlines(), ""][:2]]
     cells = _cells(row, ascii_only)
+    task = cells["worst task"]
     first = [
         f"mean {cells['mean']}",
-        f"worst {cells['worst']}",
-        f"k {cells['k']}" if cells["k"] else "",
+        f"worst {cells['worst']}" + (f" ({task})" if task else ""),
+        f"k {cells['k']}" if cells["k"] and " k " not in cells["choice"] else "",
         cells["choice"],
-        cells["worst task"],
     ]
     known = row.figures is not None and row.figures.prediction is not None
     second = [cells["on disk"], f"{cells['ratio']} smaller" if known else "", cells["dtype"]]

@@ -240,7 +240,7 @@ class Sizes:
     def title(self, *, worst: bool) -> str:
         """What the chart is about."""
         whose = "worst adapter" if worst else "mean"
-        return f"Size against error · {whose}"
+        return f"Size against error · {whose} · x of 16 bit"
 
     # a target between two forecasts
 
@@ -328,7 +328,7 @@ def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
     text = Text()
     total = len(coded.kinds)
     for group in coded.groups:
-        whose = "everybody" if group.group == EVERYBODY else f"cluster {group.group}"
+        whose = "all adapters" if group.group == EVERYBODY else f"cluster {group.group}"
         text.append(f"{whose}: ", "bold")
         text.append(f"{_names(group.tasks)}\n")
         if group.cosine is not None and group.group != EVERYBODY:

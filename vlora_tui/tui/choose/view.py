@@ -104,7 +104,7 @@ class ChooseView(View):
             yield FiguresPane(ascii_only=ascii_only, id="figures")
             with VerticalScroll(id="sharing", can_focus=True):
                 yield Static("", id="sharing-text", markup=False)
-            yield Table(LOSSES, self._loss_row, key=lambda loss: loss.task, id="losses")
+            yield Table(LOSSES, self._loss_cells, key=lambda loss: loss.task, id="losses")
         yield Static("", id="choose-brief", markup=False)
         yield AskLine(id="choose-ask")
 
@@ -503,6 +503,8 @@ class ChooseView(View):
                 max((row.error for row in rows), default=0.0),
                 max((row.nbytes or 0 for row in rows), default=0),
             )
+            known = any(row.nbytes is not None for row in rows)
+            losses.columns = [c for c in LOSSES if known or "bytes" not in c.key]
             losses.show(rows, cursor=None if losses.has_focus else 0)
 
     def _auto(self) -> Figures | None:
@@ -513,6 +515,12 @@ class ChooseView(View):
         rivals = self.session.rivals(last)
         auto = next((rival for rival in rivals if rival.method == "auto"), None)
         return None if auto is None else self.session.cached_figures(auto)
+
+    def _loss_cells(self, loss: Loss) -> list[tuple[str, str]]:
+        """The cells of the columns that there are: a basis has no bytes of one adapter."""
+        cells = dict(zip((column.key for column in LOSSES), self._loss_row(loss), strict=True))
+        losses: Table[Loss] = self.query_one("#losses", Table)
+        return [cells[column.key] for column in losses.columns]
 
     def _loss_row(self, loss: Loss) -> list[tuple[str, str]]:
         return loss_cells(

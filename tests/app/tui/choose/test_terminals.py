@@ -13,6 +13,8 @@ from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.tui.widgets.table import Table
+from vlora_tui.utils.formatting import percent
 
 
 class TestSizes:
@@ -22,7 +24,12 @@ class TestSizes:
             brief = at_k.view.query_one("#choose-brief")
             assert at_k.view.query_one(CurvePane).region.area
             assert not at_k.view.query_one(Heatmap).region.area
-            assert "mean" in str(brief.render())
+            first = str(brief.render()).split("\n")[0]
+            prediction = at_k.session.figures().prediction
+            assert prediction is not None
+            worst = f"worst {percent(prediction.max_error)} ({prediction.worst_task})"
+            assert worst[: max(0, size[0] - 20)] in first  # it says which task that is
+            assert first.count("k ") <= 1
             await pilot.press("right_square_bracket")
             assert at_k.goal == ("k", 4)
             await pilot.press("tab")
@@ -31,6 +38,8 @@ class TestSizes:
             for name in ("sizes", "figures", "sharing", "losses", "curve"):
                 await pilot.press("tab")
                 assert at_k.view.query_one(f"#{name}").region.area, name
+            columns = {column.key for column in at_k.view.query_one("#losses", Table).columns}
+            assert "nbytes" not in columns  # a basis has no bytes of one task
 
         at_k.use(steps, size)
 

@@ -273,17 +273,23 @@ def test_a_merge_says_which_servers_would_refuse_its_result(tmp_path: Path) -> N
     lacking = {k: v for k, v in make.factors(MODULES, seed=3).items() if FIRST not in k}
     make.write(tmp_path / "lacking", lacking)
     make.write(tmp_path / "lacking-2", lacking)
-    make.write(tmp_path / "wide", make.factors(MODULES, rank=300, seed=4))
+    for seed in (4, 5):
+        large = make.factors(dict.fromkeys(MODULES, (700, 700)), rank=300, seed=seed)
+        config = make.config(r=300, target_modules=list(MODULES))
+        make.write(tmp_path / f"large-{seed}", large, config)
     source = adapters_of(scan([str(tmp_path)]).adapters)
 
     def said(*names: str, **changed: Any) -> str:
         settings = Settings(doing="merge", merged=f"{tmp_path}/merged", **changed)
-        return export_plan.plan(source, names, settings).served
+        plan = export_plan.plan(source, names, settings)
+        assert plan.problem is None
+        return plan.served
 
     assert said("a", "b") == "Every server takes the result."
     assert said("a", "lacking") == "Every server takes the result."  # the other one has it
     refused = said("lacking", "lacking-2")
     assert refused.startswith("The result is refused by the portable form, TGI, LoRAX: ")
     assert "drop a kind of module everywhere" in refused
-    assert said("wide", "a") == "Every server takes the result."  # its modules are small
-    assert "vLLM" not in said("wide", "a", rank="8")
+    both = said("large-4", "large-5")  # their ranks add up
+    assert both.startswith("The result is refused by the portable form, vLLM: The rank is above")
+    assert said("large-4", "large-5", rank="8") == "Every server takes the result."
