@@ -131,11 +131,18 @@ def matching(
         score = fitness(wanted, f"{entry.title} {entry.group}".casefold())
         if score is not None:
             scored.append((score, number, entry))
+    # Letters that lie apart are looked for only where nothing has the words themselves.
+    whole = WHOLE * len(wanted)
+    if any(score >= whole for score, *_ in scored):
+        scored = [row for row in scored if row[0] >= whole]
     best = dict.fromkeys(groups, -1.0)
     for score, _, entry in scored:
         best[entry.group] = max(best[entry.group], score)
     scored.sort(key=lambda s: (-best[s[2].group], groups.index(s[2].group), -s[0], s[1]))
     return [(number, entry) for _, number, entry in scored[:SHOWN]]
+
+
+WHOLE = 70.0  # the least for a word that a text has as it is
 
 
 def fitness(words: Sequence[str], text: str) -> float | None:
@@ -145,7 +152,7 @@ def fitness(words: Sequence[str], text: str) -> float | None:
         at = text.find(word)
         if at >= 0:
             starts = at == 0 or not text[at - 1].isalnum()
-            total += 100 + 40 * starts - min(at, 30)
+            total += WHOLE + 30 + 40 * starts - min(at, 30)
             continue
         first, last = -1, -1
         for letter in word:

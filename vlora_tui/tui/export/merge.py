@@ -40,6 +40,7 @@ from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 MERGE_EDITS = {"rank": RANK, "energy": ENERGY, "scale": SCALE}
 NORMALIZE = {None: "method default", True: "yes", False: "no"}
+DEFAULT_WEIGHTS = {"1/T": "equal shares that add up to 1", "1": "1 each"}
 SPACE = {"delta": "on dW", "factors": "on A and B apart, as vLoRA"}
 
 
@@ -209,7 +210,7 @@ def method_text(name: str) -> Text:
         "does": spec.summary,
         "beware": spec.caution,
         "acts on": spec.acts_on,
-        "weights": f"{spec.weighting}; {spec.default_weights} each by default",
+        "weights": f"{spec.weighting}; by default {DEFAULT_WEIGHTS[spec.default_weights]}",
         "takes": f"{spec.adapters} adapters" if spec.adapters else "",
         "asks": ", ".join(p.name.replace("_", " ") for p in spec.parameters),
         "from": spec.reference,

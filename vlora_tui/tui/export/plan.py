@@ -199,15 +199,15 @@ def _served(merge: Merge, items: Sequence[Item], headers: Headers) -> str:
         return ""
     merged = _merged_facts(merge, facts)
     refused: dict[str, str] = {}
-    for target in TARGETS.values():
+    for target in (TARGETS[name] for name in RANK_LIMITS if name != "portable"):
         # Whether the base is at hand is asked when it is exported for a server.
         misfit = next((m for m in misfits(target, merged) if m.code not in OF_BASE), None)
         if misfit is not None:
             refused[target.label] = misfit.what
     if not refused:
         return "Every server takes the result."
-    names, first = listed(list(refused), len(refused)), next(iter(refused.values()))
-    return f"The result is refused by {names.replace('The ', 'the ')}: {first}"
+    names = listed(list(refused), len(refused))
+    return f"{names} would refuse the result: {next(iter(refused.values()))}"
 
 
 OF_BASE = frozenset({"no-base", "wrong-base", "architecture", "modules"})
@@ -226,8 +226,9 @@ def _merged_facts(merge: Merge, facts: Sequence[Facts]) -> Facts:
             rank = min(rank, merge.rank)
         room = [side for side in (shape.d_in, shape.d_out) if side]
         shapes[name] = replace(shape, rank=min([rank, *room]))
-    largest = max(facts, key=lambda each: each.rest)
-    return replace(facts[0], modules=shapes, rest=largest.rest, example=largest.example, name=None)
+    # Of other tensors a merge keeps those in which all agree; it leaves out the rest.
+    least = min(facts, key=lambda each: each.rest)
+    return replace(facts[0], modules=shapes, rest=least.rest, example=least.example, name=None)
 
 
 def _converted_rows(items: Sequence[Item], convert: Convert, tasks: Sequence[str]) -> list[Row]:

@@ -119,7 +119,7 @@ class PreviewPane(Vertical):
         if plan.free is not None and plan.nbytes > plan.free:
             return f"Not enough disk space: {size(plan.free)} free.", True
         if plan.served:
-            return f"A folder with {plan.files}. {plan.served}", False
+            return f"A folder for PEFT. {plan.served}", False
         return (f"Each is a folder with {plan.files}." if plan.rows else ""), False
 
     @property

@@ -94,6 +94,12 @@ def test_parts_come_before_letters_and_groups_stay_together() -> None:
         )
     )  # fmt: skip
     found = [entry.title for _, entry in matching(entries, "merge", ["A", "B"])]
+    assert found == ["merge two", "unmerged", "merge"]  # letters that lie apart are not asked for
+    found = [entry.title for _, entry in matching(entries, "mrge", ["A", "B"])]
     assert found == ["merge two", "unmerged", "merge", "mark every row gently"]
     assert fitness(["zz"], "merge") is None
+    # Letters that lie apart count only where no entry has the word as it is.
+    rows = list(enumerate([Entry("A", "Next pane", "", print), Entry("B", "Export", "", print)]))
+    assert [entry.title for _, entry in matching(rows, "exp", ["A", "B"])] == ["Export"]
+    assert [entry.title for _, entry in matching(rows[:1], "exp", ["A", "B"])] == ["Next pane"]
     assert [number for number, _ in matching(entries, "", ["A", "B"])] == [0, 1, 2, 3]
