@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.pilot import Pilot
+from textual.widget import Widget
 
+from tests.app.tui.drive import run
 from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.folding import hanging
-from vlora_tui.tui.widgets.topbar import fitting
+from vlora_tui.tui.widgets.topbar import TopBar, fitting
 
 TITLE = "org/model · 19 adapters · 10.1 MB"
 JOB = "job: layers 3/28, 4 s left"
@@ -72,3 +79,26 @@ def test_a_cut_text_says_where_it_was_cut(lost: str, plain: str, ascii_only: str
 def test_wide_characters_are_cut_whole() -> None:
     assert cut("数据适配器", 6, ascii_only=False) == "数据…"
     assert cut("数据适配器", 6, ascii_only=False, lost="start") == "…配器"
+
+
+def test_what_is_open_never_touches_the_step_in_view() -> None:
+    steps = [SimpleNamespace(id=name, key=n, name=name) for n, name in enumerate("ab", start=1)]
+    bar = TopBar(steps)
+
+    async def look(pilot: Pilot[Any]) -> None:
+        for length in range(54, 64):
+            bar.show(2, "x" * length, "")
+            assert bar.render().plain.startswith(" 1 a  2 b  "), length
+
+    run(Showing(bar), look, (70, 3))
+
+
+class Showing(App[None]):
+    """An application of one widget."""
+
+    def __init__(self, widget: Widget) -> None:
+        super().__init__()
+        self._widget = widget
+
+    def compose(self) -> ComposeResult:
+        yield self._widget

@@ -35,14 +35,15 @@ class TopBar(Widget):
             self._spans.append((text.cell_len, text.cell_len + len(label), each.id))
             text.append(label, style="reverse bold" if i == step else "")
         ascii_only = bool(getattr(self.app, "ascii_only", False))
-        width = self.size.width - text.cell_len - 2  # a blank at either side
+        gap = 1 if step == len(self._steps) else 0  # beside a step in reverse
+        width = self.size.width - text.cell_len - gap - 1
         right = fitting(title, job, width)
         if ascii_only:
             right = right.replace("·", "-")
         if width > 8 and right:
             shown = Text(right, no_wrap=True)
             shown.truncate(width, overflow="crop" if ascii_only else "ellipsis")
-            text.append(" " * (1 + width - shown.cell_len))
+            text.append(" " * (gap + width - shown.cell_len))
             text.append_text(shown)
         return text
 
