@@ -298,7 +298,7 @@ _PEERS_FILES = re.compile(
 )
 
 
-_SHARE_TASK = {"adapter_meta.json", "loadings.safetensors"}
+_SHARE_TASK = {"adapter_meta.json", "loadings.safetensors", "classifier_head.safetensors"}
 
 
 def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
