@@ -74,7 +74,7 @@ def how_to_put_back(final: Path) -> str | None:
 
 def _is_content(former: Path) -> bool:
     """Whether an output could be this: a pipe or a device of its name is not ours."""
-    return former.is_dir() or former.is_file()
+    return os.path.isdir(former) or os.path.isfile(former)  # False of a name too long for any
 
 
 def is_being_replaced(final: Path) -> bool:

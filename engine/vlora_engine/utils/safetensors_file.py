@@ -421,9 +421,12 @@ class FilePool:
 
 
 def _files_to_keep() -> int:
-    """Half of what the system lets a process have open, at most 4,096."""
+    """Half of what the system lets a process have open, at most 512.
+
+    Libraries that wait with select() can do nothing with a descriptor above 1,023.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(4096, max(1, soft // 2)) if soft > 0 else 4096
+    return min(512, max(1, soft // 2)) if soft > 0 else 512
 
 
 _POOL = FilePool()

@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from tests.app.tui.adapters.test_adapters import app, settle, view
-from tests.app.tui.drive import run
+from tests.app.tui.drive import run, until
 from tests.witnesses import make
 from vlora_tui.tui.widgets.dialogs import Prompt
 
@@ -54,7 +54,7 @@ def test_each_row_tells_what_applies_and_a_key_writes_the_copy(trained: Path) ->
         return {row.name: row.applies.words for row in rows if row.applies is not None}
 
     async def steps(pilot: Pilot[Any]) -> None:
-        await settle(pilot)
+        await until(pilot, lambda: "sound" in cells(pilot), "it is known what applies")
         assert cells(pilot)["sound"] == f"{whole}/{whole}"
         assert "applies" in [column.key for column in view(pilot).table.columns]
         await pilot.press("down")
@@ -64,7 +64,7 @@ def test_each_row_tells_what_applies_and_a_key_writes_the_copy(trained: Path) ->
         assert isinstance(pilot.app.screen, Prompt)
         pilot.app.screen.query_one(Input).value = str(trained.parent / "mended")
         await pilot.press("enter")
-        await settle(pilot)
+        await until(pilot, lambda: "mended" in cells(pilot), "the copy is looked at")
         assert applied_by_peft(trained.parent / "mended") == whole
         assert cells(pilot)["mended"] == f"{whole}/{whole}"
 
