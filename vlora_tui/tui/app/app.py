@@ -167,9 +167,9 @@ class VLoRAApp(BaseApp):
             self._looked_back = True
             self.drafts.look()
             self.jobs.open()
-            self.set_timer(IDLE_SECONDS, self._load_steps)
+            self.set_timer(IDLE_SECONDS, self._load_ahead)
 
-    def _load_steps(self) -> None:
+    def _load_ahead(self) -> None:
         # What fails to load says so where it is wanted.
         self.run_worker(_load_steps, thread=True, exit_on_error=False)
 

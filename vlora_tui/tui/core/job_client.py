@@ -212,7 +212,7 @@ class JobClient:
             except VLoRAError as error:
                 self._app.call_from_thread(self._not_measured, chosen, problem_words(error))
             except Exception as error:  # a fault of ours: the step does not wait for it
-                told = f"A fault of this program: {type(error).__name__}."
+                told = f"A bug in vlora-tui, not in your input: {type(error).__name__}: {error}"
                 self._app.call_from_thread(self._not_measured, chosen, told)
                 raise
 
