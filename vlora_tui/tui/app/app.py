@@ -8,17 +8,19 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import BindingType
+from textual.screen import Screen
 from textual.widgets import ContentSwitcher
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.app.step_screen import StepScreen
 from vlora_tui.tui.core.job_client import JobClient
 from vlora_tui.tui.core.job_news import job_words
 from vlora_tui.tui.core.messages import (
@@ -133,15 +135,20 @@ class VLoRAApp(BaseApp):
         self.start_paths = list(paths)
         self.drafts = DraftKeeper(self, self.session, self._step_id, self.offer_draft)
         self.jobs = JobClient(self, self.session)
+        self._steps = ContentSwitcher(id="steps")
+        self._step_screen = StepScreen(id="_default")
         self._showing = asyncio.Lock()
         self._looked_back = False
         self._early: str | None = ""  # the step asked for before there was any; None afterwards
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
+    def get_default_screen(self) -> Screen[Any]:
+        return self._step_screen
+
     def compose(self) -> ComposeResult:
         yield TopBar(STEPS)
-        yield ContentSwitcher(id="steps")
+        yield self._steps
         yield Keys()
 
     def on_mount(self) -> None:
@@ -284,12 +291,12 @@ class VLoRAApp(BaseApp):
 
     @property
     def view(self) -> View | None:
-        """The view of the step in sight; None at the very beginning, and at the end.
+        """The view of the step in sight; None under a dialog, at the very beginning, and at the end.
 
         A view that is still being made is none yet: it could not answer.
         """
-        switchers = self.query(ContentSwitcher)
-        current = switchers.first().visible_content if switchers else None
+        is_seen = self.screen is self._step_screen
+        current = self._steps.visible_content if is_seen else None
         return current if isinstance(current, View) and current.is_mounted else None
 
     def _step_id(self) -> str:
@@ -297,7 +304,7 @@ class VLoRAApp(BaseApp):
 
     async def show_step(self, step_id: str) -> None:
         """Bring a step into view; its view is made when it is first wanted."""
-        switcher = self.query_one("#steps", ContentSwitcher)
+        switcher = self._steps
         async with self._showing:  # a key may ask for a view that is just being made
             self._begin_batch()  # step, status line and keys come into sight together
             try:
@@ -313,6 +320,7 @@ class VLoRAApp(BaseApp):
                 if self.view is not None:
                     self.view.shown()
             finally:
+                self._step_screen.lay_out()
                 self.call_later(self._end_batch)  # behind the focus that the step asked for
 
     def _leave_step(self) -> None:

@@ -24,6 +24,8 @@ class PaneView(View):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._current = ""
+        self._found: dict[str, list[Widget]] = {}
         # Before there are panes, so that these are styled once.
         self.update_classes(self._sized(*self.app.size), update=False)
 
@@ -59,14 +61,13 @@ class PaneView(View):
     @property
     def pane(self) -> str:
         """The id of the pane with the focus, or of the last that had it."""
-        current = self.query(".pane.current")
-        return current.first().id or "" if current else ""
+        return self._current
 
     def draw_tabs(self) -> None:
         """Show the names of the panes, and one pane at least."""
         tabs = self.panes()
         ids = [tab.id for tab in tabs]
-        for pane in self.query(".pane"):
+        for pane in self._all("pane"):
             pane.set_class(pane.id not in ids, "absent")
         if ids and self.pane not in ids:
             self._mark(ids[0])
@@ -105,17 +106,27 @@ class PaneView(View):
             self.query_one(PaneTabs).show(self.panes(), pane.id)
 
     def _mark(self, pane: str) -> None:
-        for each in self.query(".pane"):
+        self._current = pane
+        for each in self._all("pane"):
             each.set_class(each.id == pane, "current")
         wanted = self._pane_called(pane)
         around = [] if wanted is None else wanted.ancestors_with_self
-        for side in self.query(".side"):
+        for side in self._all("side"):
             # Said only where it counts: all panes in it are styled anew.
             side.set_class(self.has_class("one") and side not in around, "away")
 
     def _pane_called(self, pane: str) -> Widget | None:
         """A pane by its id. Compared, not queried: no text is a selector that fails."""
-        return next((each for each in self.query(".pane") if pane and each.id == pane), None)
+        return next((each for each in self._all("pane") if pane and each.id == pane), None)
+
+    def _all(self, kind: str) -> list[Widget]:
+        """All panes, or all sides: what was composed stays, so that one search is enough.
+
+        The keys ask for the pane many times at each change of the focus.
+        """
+        if not self._found.get(kind):
+            self._found[kind] = list(self.query(f".{kind}"))
+        return self._found[kind]
 
 
 def _upwards(widget: Widget) -> list[Widget]:

@@ -146,7 +146,9 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         self.cursor = cursor
         self._wanted = self._measure()
         self._arrange()
-        self.virtual_size = Size(self.size.width, len(rows) + self._head)
+        # Out of sight it has no width; that of the last time spares it another layout.
+        width = self.size.width or self.virtual_size.width
+        self.virtual_size = Size(width, len(rows) + self._head)
         self._keep_in_sight()
         self.refresh()
 
