@@ -56,7 +56,7 @@ if TYPE_CHECKING:
         return app
 
 
-IDLE_SECONDS = 0.5  # after the list is there, before the steps are loaded that may come next
+IDLE_SECONDS = 0.5  # after the list is there, before the other steps are made out of sight
 LATE_SECONDS = 1.0  # after which jobs and drafts are looked for though places are still scanned
 
 
@@ -80,7 +80,7 @@ STEPS = (
 
 
 def _load_steps() -> None:
-    """Load what the other steps need, in a thread, so that the first visit of one is quick."""
+    """Load what the other steps need."""
     for step in STEPS:
         importlib.import_module(step.module)
     variance_plot = importlib.import_module("vlora_tui.tui.charts.variance_plot")
@@ -174,11 +174,26 @@ class VLoRAApp(BaseApp):
             self._looked_back = True
             self.drafts.look()
             self.jobs.open()
-            self.set_timer(IDLE_SECONDS, self._load_ahead)
+            self.set_timer(IDLE_SECONDS, self._make_ahead)
 
-    def _load_ahead(self) -> None:
+    def _make_ahead(self) -> None:
+        """Make the other steps out of sight, one at a time: their first visit only draws them."""
+
+        async def make() -> None:
+            await asyncio.to_thread(_load_steps)
+            for step in STEPS:
+                async with self._showing:
+                    await self._make(step.id)
+
         # What fails to load says so where it is wanted.
-        self.run_worker(_load_steps, thread=True, exit_on_error=False)
+        self.run_worker(make(), exit_on_error=False)
+
+    async def _make(self, step_id: str) -> None:
+        """Make the view of a step, out of sight, unless it is there."""
+        if not self._steps.query(f"#{step_id}"):
+            step = next(step for step in STEPS if step.id == step_id)
+            make: Callable[..., View] = getattr(importlib.import_module(step.module), step.view)
+            await self._steps.add_content(make(id=step_id))
 
     async def scanned(self) -> None:
         await super().scanned()
@@ -291,12 +306,11 @@ class VLoRAApp(BaseApp):
 
     @property
     def view(self) -> View | None:
-        """The view of the step in sight; None under a dialog, at the very beginning, and at the end.
+        """The view of the step in sight; None at the very beginning, and at the end.
 
         A view that is still being made is none yet: it could not answer.
         """
-        is_seen = self.screen is self._step_screen
-        current = self._steps.visible_content if is_seen else None
+        current = self._steps.visible_content if self._steps.is_attached else None
         return current if isinstance(current, View) and current.is_mounted else None
 
     def _step_id(self) -> str:
@@ -310,11 +324,7 @@ class VLoRAApp(BaseApp):
             try:
                 if switcher.current not in (None, step_id):
                     self._leave_step()
-                if not switcher.query(f"#{step_id}"):
-                    step = next(step for step in STEPS if step.id == step_id)
-                    module = importlib.import_module(step.module)
-                    make: Callable[..., View] = getattr(module, step.view)
-                    await switcher.add_content(make(id=step_id), set_current=True)
+                await self._make(step_id)
                 switcher.current = step_id
                 self.refresh_bar()
                 if self.view is not None:

@@ -82,6 +82,7 @@ class InspectView(PaneView):
         self.state = InspectState(self.session)
         self.contents = InspectPanes(self, self.state)
         self.navigation = Navigation(self, self.state, self.contents)
+        self.draw_tabs()  # which panes there are styles all of them: now rather than at a key
 
     # what the application asks
 

@@ -338,7 +338,8 @@ class Heatmap(CellGrid):
             else:
                 dark = self.app.current_theme.dark
                 heat_alone = heat_style(heat, dark=dark, ansi=few_colours(self.app))
-                style = self.rich_style + heat_alone  # few colours have none for the least
+                base = self._base or self.rich_style  # worked out anew at each call
+                style = base + heat_alone  # few colours have none for the least
             self._styles[key] = style
         return self._styles[key]
 

@@ -175,7 +175,7 @@ def test_an_outlier_of_one_family_leads_to_a_layer_of_it_and_to_its_module(odd: 
         await pilot.press("enter")
         await settle(pilot)
         assert view(pilot).pane == "inspect-layers"
-        layer = pilot.app.query_one(Heatmap).focused_layer
+        layer = pilot.app.query_one("#layer-map", Heatmap).focused_layer
         sizes = {m: np.linalg.norm(dense(sources[row.index], m)) for m in odd.spectra.layer_names}
         assert layer == max((m for m in sizes if m.endswith("c_proj")), key=lambda m: sizes[m])
         assert f"  {sizes[layer]:.0f}, the most" in words(pilot, "#layers-said")
@@ -447,7 +447,7 @@ def test_coverage_is_a_measure_of_the_layers(
         assert view(pilot).pane == "inspect-layers"
         assert matrix(pilot).pair == (2, 2)
         assert "held by the bases" in str(pilot.app.query_one("#inspect-layers").border_title)
-        shown = picture(pilot.app.query_one(Heatmap))
+        shown = picture(pilot.app.query_one("#layer-map", Heatmap))
         assert all(f"{100 * share:.0f}" in shown for share in shares.values())
         said = words(pilot, "#layers-said")
         assert "in all 75 % of its energy (inputs alone 90 %, outputs alone 80 %)" in said
@@ -531,7 +531,7 @@ def test_the_doctors_findings_take_the_place_of_earlier_ones(
         await settle(pilot)
         assert view(pilot).pane == "inspect-layers"
         assert matrix(pilot).pair == (2, 2)
-        assert pilot.app.query_one(Heatmap).focused_layer == module
+        assert pilot.app.query_one("#layer-map", Heatmap).focused_layer == module
         await pilot.press("enter")
         assert pilot.app.screen.arguments == ["module", task.path, module]  # type: ignore[attr-defined]
 

@@ -374,7 +374,7 @@ def test_layers_show_what_the_choice_loses(measured: Session) -> None:
         name = measured.spectra.tasks[2].name
         exact = measured.spectra.tasks and choice.prediction.task_errors[name]
         assert whole**0.5 == pytest.approx(exact, rel=0.02)
-        heatmap = pilot.app.query_one(Heatmap)
+        heatmap = pilot.app.query_one("#layer-map", Heatmap)
         assert pilot.app.focused is heatmap
         assert len(heatmap.cells) == len(measured.spectra.layer_names)
         before = words(pilot, "#layers-said")
@@ -508,7 +508,7 @@ def test_tasks_of_a_subspace_and_their_layers(opened: Session) -> None:
         await pilot.press("down")
         await settle(pilot)
         figures = task_figures(opened.manifest, table.row.id)
-        assert set(pilot.app.query_one(Heatmap).cells) == set(figures.layers)
+        assert set(pilot.app.query_one("#layer-map", Heatmap).cells) == set(figures.layers)
         assert "method delta" in words(pilot, "#task-facts")
 
     look(opened, steps)

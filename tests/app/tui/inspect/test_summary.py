@@ -118,7 +118,7 @@ def test_inspect_opens_with_sentences_and_enter_shows_their_pictures(measured: S
         await settle(pilot)
         assert "contests" in str(pilot.app.query_one("#inspect-alike").border_title)
         assert matrix(pilot).pair == pair
-        heatmap = pilot.app.query_one(Heatmap)
+        heatmap = pilot.app.query_one("#layer-map", Heatmap)
         assert heatmap.focused_layer == worst
         assert set(heatmap.cells) == set(contested)
         top = max(0.02, *contested.values())
@@ -239,7 +239,7 @@ def test_a_subspace_opens_on_the_error_and_the_bits_of_its_layers(coded: Path) -
     errors, bits = figures.by_layer(figures.errors), figures.by_layer(figures.bits)
 
     async def steps(pilot: Pilot[Any]) -> None:
-        heatmap = pilot.app.query_one(Heatmap)
+        heatmap = pilot.app.query_one("#layer-map", Heatmap)
         shown = {name: float(cell.text) for name, cell in heatmap.cells.items()}
         assert shown == pytest.approx({n: 100 * e for n, e in errors.items()}, abs=0.51)
         assert "all tasks" in str(layers(pilot).border_title)
@@ -282,7 +282,9 @@ def test_an_adapter_shows_what_it_lost_in_the_subspace_that_is_open(
         matrix(pilot).go_to(at, at)
         await settle(pilot)
         expected = SharedSubspace.load(coded).tasks["task02"].errors
-        shown = {n: float(c.text) for n, c in pilot.app.query_one(Heatmap).cells.items()}
+        shown = {
+            n: float(c.text) for n, c in pilot.app.query_one("#layer-map", Heatmap).cells.items()
+        }
         assert shown == pytest.approx({n: 100 * e for n, e in expected.items()}, abs=0.51)
 
     look(measured, steps)
@@ -306,7 +308,7 @@ def test_n_and_p_walk_through_adapters_and_modules(measured: Session) -> None:
         await pilot.pause()
         assert matrix(pilot).pair == (order[-1], order[-1])  # round and round
         assert view(pilot).pane == "inspect-layers"
-        layer = pilot.app.query_one(Heatmap).focused_layer
+        layer = pilot.app.query_one("#layer-map", Heatmap).focused_layer
         await pilot.press("enter")
         box = pilot.app.screen
         assert isinstance(box, ModuleBox)
