@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 
 IDLE_SECONDS = 0.5  # after the list is there, before the other steps are made out of sight
-LATE_SECONDS = 1.0  # after which jobs and drafts are looked for though places are still scanned
+LATE_SECONDS = 3.0  # after which jobs and drafts are looked for though places are still scanned
 
 
 class Step(NamedTuple):
@@ -178,6 +178,10 @@ class VLoRAApp(BaseApp):
 
     def _make_ahead(self) -> None:
         """Make the other steps out of sight, one at a time: their first visit only draws them."""
+        finder = self._adapters().finder
+        if finder.scanning or finder.making:  # the list comes first
+            self.set_timer(IDLE_SECONDS, self._make_ahead)
+            return
 
         async def make() -> None:
             await asyncio.to_thread(_load_steps)

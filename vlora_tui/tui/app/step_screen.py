@@ -42,6 +42,7 @@ class StepScreen(Screen[Any]):
             return  # what comes back from behind a dialog is painted whole
         if self._held == before and not self.app._batch_count:
             self._compositor_refresh()  # nothing came meanwhile that had it painted
+            self.call_next(self._invoke_and_clear_callbacks)
         else:
             self._update_timer.resume()
 
@@ -51,3 +52,7 @@ class StepScreen(Screen[Any]):
             return
         self._held = 0
         super()._compositor_refresh()
+
+    async def _invoke_and_clear_callbacks(self) -> None:
+        if not self._held:  # what can wait until all is painted does
+            await super()._invoke_and_clear_callbacks()
