@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.first_paint import seconds_until
+from tests.benchmarks.growth import LEAST, exponent
 from tests.benchmarks.measure import Bench, ChildFailed
 from tests.benchmarks.run import SECTIONS
 from tests.witnesses import make
@@ -49,6 +50,15 @@ def test_the_program_sees_a_terminal_of_the_right_size(bench: Bench) -> None:
 def test_a_program_that_paints_nothing_is_a_failure(bench: Bench) -> None:
     with pytest.raises(ChildFailed, match="no such luck"):
         seconds_until(bench, [sys.executable, "-c", "print('no such luck')"], ["Adapters"])
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.7])
+def test_growth_is_fitted_over_what_is_no_fixed_cost(power: float) -> None:
+    sizes = [1, 4, 16, 64]
+    seconds = [LEAST * 2 * size**power for size in sizes]
+    assert exponent(sizes, seconds) == pytest.approx(power, abs=1e-12)
+    assert exponent([1e-3, *sizes], [LEAST / 2, *seconds]) == pytest.approx(power, abs=1e-12)
+    assert exponent(sizes, [LEAST / 2] * 3 + [9.0]) is None, "one figure has no growth"
 
 
 def test_anyones_reconstructions_are_measured_on_the_model_by_the_same_lines(

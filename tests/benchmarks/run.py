@@ -28,6 +28,7 @@ SECTIONS = (
     "noticed",
     "export",
     "reports",
+    "growth",
     "merge",
     "merge_gap",
     "compare",
