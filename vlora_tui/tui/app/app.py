@@ -174,7 +174,8 @@ class VLoRAApp(BaseApp):
             self._looked_back = True
             self.drafts.look()
             self.jobs.open()
-            self.set_timer(IDLE_SECONDS, self._make_ahead)
+            if not self.is_headless:  # there is somebody who would wait for them
+                self.set_timer(IDLE_SECONDS, self._make_ahead)
 
     def _make_ahead(self) -> None:
         """Make the other steps out of sight, one at a time: their first visit only draws them."""

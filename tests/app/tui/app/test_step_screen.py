@@ -124,6 +124,7 @@ def test_the_other_steps_are_made_out_of_sight_once_the_list_is_there() -> None:
 
     async def steps(pilot: Any) -> None:
         await settle(pilot)
+        app._make_ahead()  # a terminal's own application does once nothing else is to be done
         steps = app.query_one(ContentSwitcher)
         made = {step.id for step in STEPS}
         await until(pilot, lambda: {w.id for w in steps.children} == made, "all steps are made")
