@@ -9,6 +9,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 
 MOST_HELD = 3  # layouts in a row that wait for each other; then it is painted as it is
+MOST_LOOKS = 12  # at a sixtieth of a second each, until all widgets know of their sizes
 
 
 class StepScreen(Screen[Any]):
@@ -25,6 +26,7 @@ class StepScreen(Screen[Any]):
         super().__init__(**kwargs)
         self._is_holding = False  # what is laid out now is not painted at once
         self._held = 0  # layouts in a row that were not painted yet
+        self._looks = 0  # at widgets that had something to do before they can be painted
 
     def lay_out(self) -> None:
         """Have what is painted next laid out before: nothing of a step that went out of view."""
@@ -38,21 +40,30 @@ class StepScreen(Screen[Any]):
             super()._on_timer_update()
         finally:
             self._is_holding = False
-        if not self._held or not self.is_current:
-            return  # what comes back from behind a dialog is painted whole
-        if self._held == before and not self.app._batch_count:
-            self._compositor_refresh()  # nothing came meanwhile that had it painted
+        if not self.is_current:
+            self._held = 0  # what comes back from behind a dialog is painted whole
+        if not self._held:
+            return
+        nothing_came = self._held == before and not self.app._batch_count
+        if nothing_came and (self._all_know_their_sizes or self._looks == MOST_LOOKS):
+            self._compositor_refresh()
             self.call_next(self._invoke_and_clear_callbacks)
         else:
+            self._looks += nothing_came
             self._update_timer.resume()
 
     def _compositor_refresh(self) -> None:
         if self._is_holding:
             self._held += 1  # the compositor keeps what has changed
             return
-        self._held = 0
+        self._held = self._looks = 0
         super()._compositor_refresh()
 
     async def _invoke_and_clear_callbacks(self) -> None:
         if not self._held:  # what can wait until all is painted does
             await super()._invoke_and_clear_callbacks()
+
+    @property
+    def _all_know_their_sizes(self) -> bool:
+        """Whether nobody in sight has a message left to answer, such as that of a new size."""
+        return not any(w.message_queue_size for w in self._compositor.visible_widgets)
