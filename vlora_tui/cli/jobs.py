@@ -25,7 +25,7 @@ from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.utils.formatting import how_much, plural, size
+from vlora_tui.utils.formatting import how_much, plural, size, stage_words
 
 JobId = Annotated[str, argument("Job id (its start or end is enough), or: last.", metavar="JOB")]
 StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
@@ -294,7 +294,7 @@ def progress_text(view: JobView) -> str:
     if at is None or view.state is State.FINISHED:
         return ""
     left = f", {_seconds(view.eta)} left" if view.eta and not view.state.is_over else ""
-    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
+    return f"{stage_words(at.stage)} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def exit_code(view: JobView) -> int:

@@ -24,7 +24,7 @@ from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.fault_net import FaultNet
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.key_names import key, keyed, use
+from vlora_tui.tui.key_names import key, key_name, keyed, use
 from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.utils.config import Config, Problem, load_config, template
 from vlora_tui.utils.editor import editor
@@ -237,15 +237,7 @@ class BaseApp(FaultNet):
     # keys and colours
 
     def get_key_display(self, binding: Binding) -> str:
-        if binding.key_display:
-            return binding.key_display
-        *modifiers, key = binding.key.split("+")
-        named = {"enter": "enter", "backspace": "bksp", "escape": "esc", "space": "space"}
-        if self.ascii_only:
-            named |= {k: k for k in ("up", "down", "left", "right", "tab")}
-        if not modifiers and key in named:
-            return named[key]
-        return super().get_key_display(binding)
+        return binding.key_display or key_name(binding.key)
 
     @work(thread=True, group="keys")
     def _check_keys(self) -> None:

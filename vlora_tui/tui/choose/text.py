@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import CompressionTarget, LayerK, one_k
+from vlora_engine.utils.naming import LEAST_SHARE
+from vlora_engine.utils.naming import percent_text as percent
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import key
@@ -134,20 +136,9 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     return round(statistics.median(ks)), min(ks), max(ks)
 
 
-SEEN = 1e-5  # an error below is shown as "<0.001 %"
-
-
 def is_seen(error: float) -> bool:
     """Whether an error is more than rounding; below, which task has most of it says nothing."""
-    return error >= SEEN
-
-
-def percent(value: float) -> str:
-    """A relative error or a share as a person reads it: three digits at most."""
-    if 0 < value < SEEN:
-        return "<0.001 %"
-    value *= 100
-    return f"{value:.0f} %" if value >= 99.95 else f"{value:.3g} %"
+    return error >= LEAST_SHARE
 
 
 def bar(share: float, width: int, *, ascii_only: bool) -> str:

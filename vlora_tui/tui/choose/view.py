@@ -38,7 +38,7 @@ from vlora_tui.tui.widgets.folding import Hanging
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, stage_words
 
 BESIDE = ("layers", "sizes")  # right of the curve, one at a time
 LOWER = ("figures", "sharing", "losses")  # below it, one at a time
@@ -147,7 +147,7 @@ class ChooseView(View):
             return f"Measuring {count}: the job is {view.state}. {why}"
         if view is not None and view.progress is not None:
             at = view.progress
-            far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
+            far = f"{stage_words(clean(at.stage))} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
         more = keyed("The curve fills layer by layer. <step.run> shows the job and its log.")

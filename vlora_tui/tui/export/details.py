@@ -88,7 +88,7 @@ class Measured(NamedTuple):
         """The result in a line."""
         words = f"Rank {self.rank}, {plural(self.modules, 'module')}"
         if self.cut_error:
-            words += f"; cutting the rank changes dW by {100 * self.cut_error:.2g} %"
+            words += f"; cutting the rank changes dW by {percent(self.cut_error)}"
         if self.left_out:
             words += f"; left out, as they differ: {plural(self.left_out, 'tensor')} beside A and B"
         return words + "."
@@ -314,8 +314,8 @@ def _written(text: Text, path: str, outcome: Outcome, tones: Tones) -> None:
         text.append("read back ", style=tones["good"])
         text.append(f"dW is {off(outcome.verified[path])}\n")
     if "former_ranks" in report or "error" in report:
-        worst = f", at worst {100 * report['worst_error']:.2g} % in {report['worst_module']}"
-        text.append(f"cost      dW changed by {100 * report['error']:.2g} %")
+        worst = f", at worst {percent(report['worst_error'])} in {report['worst_module']}"
+        text.append(f"cost      dW changed by {percent(report['error'])}")
         text.append(f"{clean(worst) if report.get('worst_module') else ''}\n")
     line = outcome.start_line(path)
     if line:

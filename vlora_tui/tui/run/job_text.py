@@ -11,7 +11,7 @@ from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import advice, clean, plural, tilde
-from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
+from vlora_tui.utils.formatting import how_fast, how_much, percent, size, stage_words, times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ def how_far(view: JobView) -> str:
         return "starting"
     left = "" if view.eta is None else f", {duration(view.eta)} left"
     at = view.progress
-    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
+    return f"{stage_words(at.stage)} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def details(view: JobView, *, ascii_only: bool = False) -> Text:
@@ -104,7 +104,7 @@ def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
         return
     full = round(BAR * progress.done / progress.total)
     on, off = ("#", ".") if ascii_only else ("━", "─")
-    text.append(f"{progress.stage} ")
+    text.append(f"{stage_words(progress.stage)} ")
     text.append(on * full, "bold")
     text.append(off * (BAR - full), "dim")
     text.append(f" {how_much(progress.stage, progress.done, progress.total)}")

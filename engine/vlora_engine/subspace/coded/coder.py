@@ -25,7 +25,6 @@ from vlora_engine.errors import TargetError
 from vlora_engine.subspace.coded.layer_parts import Parts
 from vlora_engine.subspace.request import Collection
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.progress import Progress
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.workers import map_ordered
 
@@ -250,16 +249,13 @@ class Coder:
         names = [spec.name for spec in self.collection.layers]
         sources, device = self.collection.sources, pick_device(self.context.device)
 
-        def progress(step: Progress) -> None:
-            self.context.report(step.stage, done + step.done, total, step.detail)
-
         def work(index: int) -> CodedLayer:
             stack = read_stack(names[index], sources, self.collection.weights, device)
             task_steps = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
-        context = replace(self.context, progress=progress)
-        return map_ordered(work, list(chosen), context, stage="build", describe=names.__getitem__)
+        run = self.context.after(done, total)
+        return map_ordered(work, list(chosen), run, stage="build", describe=names.__getitem__)
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""
