@@ -104,6 +104,7 @@ class AdaptersView(View):
         # Of the command line: a key that comes before it is looked into is not for the start page.
         self._is_promised = bool(self.host.start_paths or getattr(self.app, "demo", None))
         self._had_rows = False
+        self._of_use = (True, True)
         self._sought: str | None = None  # an adapter to point at once it is listed
         self.finder.take_session()
         self._show()
@@ -128,6 +129,15 @@ class AdaptersView(View):
         if self._is_complete and self.finder.making and action in ("go", "open"):
             return False
         return action not in _ON_ROWS or bool(not self._on_start_page and self.finder.rows)
+
+    def is_of_use(self, action: str) -> bool:
+        """What cannot be used can be looked at, not marked."""
+        if action not in ("mark", "group") or not self._is_complete or self._on_start_page:
+            return True
+        row = self.table.row
+        if action == "group":
+            return row is not None and row.group is not None
+        return row is not None and row.error is None and not row.is_subspace
 
     # what the application asks
 
@@ -443,6 +453,7 @@ class AdaptersView(View):
     def on_table_moved(self, event: Table.Moved) -> None:
         self._details()
         self.query_one(Body).buttons.show(self._buttons())
+        self._draw_keys()
         if self.table.range_from is not None:
             self._hint()
 
@@ -557,8 +568,16 @@ class AdaptersView(View):
         rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
         body.show_rows(rows, cursor=None if self.table.was_moved else 0)
+        self._draw_keys()
         self._details()
         self._hint()
+
+    def _draw_keys(self) -> None:
+        """What can be done with one row cannot be done with every other."""
+        of_use = tuple(map(self.is_of_use, ("mark", "group")))
+        if of_use != self._of_use:
+            self._of_use = of_use
+            self.screen.refresh_bindings()
 
     def _details(self) -> None:
         row = self.table.row

@@ -130,10 +130,17 @@ class DetailsPane(Vertical):
         Args:
             target: Whom the doctor was asked for; None where nobody in particular.
         """
+        self._show(Text() if row is None else row_text(row, target, outcome, self._tones))
+
+    def say(self, words: str) -> None:
+        """Say this where there is no output to show."""
+        self._show(Text(words))
+
+    def _show(self, text: Text) -> None:
         self.set_class(False, "merging")
         self.border_title, self.border_subtitle = "Details", ""
         self._wanted = None
-        self._say(Text() if row is None else row_text(row, target, outcome, self._tones))
+        self._say(text)
 
     # a merge
 

@@ -190,7 +190,7 @@ class RunView(Desk):
             case "start":
                 if self.has_class("result"):
                     return False
-                return bool(self.session.marked) or self.editor.recipe is not None
+                return len(self.session.groups) == 1 or self.editor.recipe is not None
         return True
 
     def _draw_keys(self) -> None:
