@@ -574,7 +574,7 @@ class AdaptersView(View):
 
     def _draw_keys(self) -> None:
         """What can be done with one row cannot be done with every other."""
-        of_use = tuple(map(self.is_of_use, ("mark", "group")))
+        of_use = self.is_of_use("mark"), self.is_of_use("group")
         if of_use != self._of_use:
             self._of_use = of_use
             self.screen.refresh_bindings()

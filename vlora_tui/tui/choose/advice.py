@@ -11,9 +11,8 @@ from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.text import clean, cut
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 PRESET_NAMES = ("fine", "normal", "rough")
 

@@ -32,7 +32,6 @@ from vlora_tui.tui.choose.text import (
     goal_words,
     is_rough,
     k_words,
-    percent,
     spread,
     summary,
     worst_layer,
@@ -42,6 +41,7 @@ from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.cell_grid import Legend
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
+from vlora_tui.utils.formatting import percent
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

@@ -18,12 +18,12 @@ from textual.widget import Widget
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
-from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
+from vlora_tui.tui.choose.text import bar, goal_words, is_seen, short_packing, spread
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 LEVELS = (0.9, 0.95, 0.99)
 BAR = 12  # columns of a bar

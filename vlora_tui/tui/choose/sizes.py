@@ -25,11 +25,11 @@ from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choose.text import bar, percent, target_words
+from vlora_tui.tui.choose.text import bar, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import clean, plural, problem_words
-from vlora_tui.utils.formatting import listed, size
+from vlora_tui.utils.formatting import listed, percent, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

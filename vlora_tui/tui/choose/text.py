@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import CompressionTarget, LayerK, one_k
 from vlora_engine.utils.naming import LEAST_SHARE
-from vlora_engine.utils.naming import percent_text as percent
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import key
-from vlora_tui.utils.formatting import listed, size
+from vlora_tui.utils.formatting import listed, percent, size
 
 if TYPE_CHECKING:
     from vlora_engine.quantization.packing import Quantization
