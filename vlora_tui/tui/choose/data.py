@@ -28,9 +28,11 @@ from vlora_tui.tui.choose.advice import Advice, Preset
 from vlora_tui.tui.choose.figures_pane import LEVELS, Row, Sheet
 from vlora_tui.tui.choose.text import (
     Verdict,
+    brief_goal,
     difference,
     goal_words,
     is_rough,
+    k_range,
     k_words,
     spread,
     summary,
@@ -607,6 +609,9 @@ class LayerTables:
         prediction = None if figures is None else figures.prediction
         return Advice(
             words=goal_words(session.choosing, len(self.spectra.layer_names)),
+            brief=brief_goal(session.choosing),
+            method=session.choosing.method,
+            k=k_range(figures),
             nbytes=None if prediction is None else prediction.nbytes,
             ratio=0.0 if prediction is None else prediction.ratio,
             error=None

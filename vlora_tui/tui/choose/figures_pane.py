@@ -292,7 +292,6 @@ _FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 
 
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
-    dash = "-" if ascii_only else "–"
     cells = dict.fromkeys(_WIDTHS, "")
     figures = row.figures
     layers = len(figures.choice.k) if figures is not None and figures.choice is not None else 0
@@ -311,7 +310,7 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         _, low, high = spread(figures)
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
-            "k": str(low) if low == high else f"{low}{dash}{high}",
+            "k": str(low) if low == high else f"{low}-{high}",
             "dtype": dtype if packed is None else short_packing(packed),
             "on disk": bytes_about + size(prediction.nbytes),
         }

@@ -186,6 +186,22 @@ def goal_words(choosing: CompressionTarget, layers: int) -> str:
     return f"{choosing.method}, {words}" + (f", as {short_packing(packed)}" if packed else "")
 
 
+def brief_goal(choosing: CompressionTarget) -> str:
+    """What was asked for, where there is no room for the method: ``k 4-24 int4``."""
+    packed, words = choosing.quantization, target_words(choosing)
+    if choosing.layers and choosing.k_range is not None and choosing.goal[0] == "k":
+        words = "k {}-{}".format(*choosing.k_range)
+    return words + (f" {short_packing(packed)}" if packed else "")
+
+
+def k_range(figures: Figures | None) -> str:
+    """The k that a target came to, ``k 17-72``; empty where k is what was asked for, or none is."""
+    if figures is None or figures.choice is None or figures.choosing.goal[0] == "k":
+        return ""
+    _, least, most = spread(figures)
+    return f"k {least}" if least == most else f"k {least}-{most}"
+
+
 def short_packing(packed: Quantization) -> str:
     """A packing in a word, with its size of blocks where that is not the usual: ``int4/128``."""
     block = packed.basis.block_size

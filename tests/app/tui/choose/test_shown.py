@@ -19,8 +19,8 @@ from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.data import LayerTables, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.utils.formatting import percent
 
 
 class TestWhatIsShown:
