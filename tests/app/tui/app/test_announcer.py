@@ -9,6 +9,7 @@ import pytest
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
+from vlora_tui.tui.app import app  # noqa: F401  (declares the keys)
 from vlora_tui.tui.app.announcer import Announcer
 from vlora_tui.tui.terminal.announce import notification, title
 from vlora_tui.tui.terminal.shown_cells import ShownCells
