@@ -147,12 +147,12 @@ def cancel(
     out: Output,
     job: JobId,
     discard: Annotated[
-        bool | None, option("--discard/--keep", "What to do with the finished layers.")
+        bool | None, option("--discard/--keep", "What to do with the finished modules.")
     ] = None,
     no_wait: Annotated[bool, option("--no-wait", "Do not wait for it to stop.")] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
+    """Stop a job after this module. What is built is kept for a resume, or discarded."""
     found = JobStore.open(state_dir).find(job)
     if discard is None:
         discard = _ask_discard(found, as_json=out.as_json)
@@ -160,7 +160,7 @@ def cancel(
     if no_wait:
         view = look(found)
     else:
-        view = control.wait(found, tick=lambda: out.once("stopping at the next layer"))
+        view = control.wait(found, tick=lambda: out.once("stopping after this module"))
     out.json("job", job_data(view))
     if not view.state.is_over:
         out.text(f"{found.id} was asked to stop")
@@ -182,7 +182,7 @@ def resume(out: Output, job: JobId, gone: Gone = False, state_dir: StateDir = No
         out.warn(remark)
     layers = found.kept_layers()
     control.resume(store, found, gone=gone)
-    _show_started(out, found, f"resumed with {plural(layers, 'layer')}" if layers else "resumed")
+    _show_started(out, found, f"resumed with {plural(layers, 'module')}" if layers else "resumed")
 
 
 @_command("remove")
@@ -201,7 +201,7 @@ def remove(
     for entry in found.values():
         layers = entry.kept_layers()
         control.remove(store, entry, gone=gone)
-        with_it = f" and {plural(layers, 'layer')} that it had built" if layers else ""
+        with_it = f" and {plural(layers, 'module')} that it had built" if layers else ""
         out.text(f"removed {entry.id}{with_it}")
         out.essence(entry.id)
     out.json("jobs-removed", {"removed": list(found)})
@@ -337,7 +337,7 @@ def _ending(view: JobView) -> list[str]:
         case events.Cancelled():
             lines.append(f"cancelled {view.end.text}")
     if view.state is State.VANISHED:
-        lines.append(f"vanished with {plural(built, 'layer')} built" if built else "vanished")
+        lines.append(f"vanished with {plural(built, 'module')} built" if built else "vanished")
     if view.state in (State.VANISHED, State.CANCELLED):
         lines.append(resume)
     return lines
@@ -348,7 +348,7 @@ def _ask_discard(job: Job, *, as_json: bool) -> bool:
     if as_json or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         return False
     layers = job.kept_layers()
-    what = f"the {plural(layers, 'layer')} that are built" if layers > 1 else "what is built"
+    what = f"the {plural(layers, 'module')} that are built" if layers > 1 else "what is built"
     return not typer.confirm(f"Keep {what}, for a resume?", default=True, err=True)
 
 

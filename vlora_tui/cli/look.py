@@ -188,9 +188,8 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     stored = stored_how(manifest)
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(f"base       {manifest.base_model or 'not named'}")
-    out.text(
-        f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
-    )
+    tasks, modules = plural(len(manifest.tasks), "task"), plural(len(manifest.layers), "module")
+    out.text(f"holds      {tasks}, {modules}")
     if manifest.shared_basis is not None:
         shown = shared_basis_figures(manifest, manifest.shared_basis)
         count = sum(task.in_basis for task in manifest.tasks.values())

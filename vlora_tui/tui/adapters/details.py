@@ -11,7 +11,7 @@ from vlora_engine.manifest.readme import stored_in
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.key_names import key
 from vlora_tui.tui.text import advice, clean, number, plural, tilde
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +107,7 @@ def _applies(applies: Applies) -> str:
 
 def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:
     _line(text, "base", clean(manifest.base_model or "not named"), tones)
-    layers = plural(len(manifest.layers), "layer")
+    layers = plural(len(manifest.layers), "module")
     _line(text, "method", f"{manifest.method}   {layers}   {stored_in(manifest)}", tones)
     if not manifest.tasks:
         return
@@ -123,9 +123,9 @@ def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) 
         f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller than the originals",
         tones,
     )
-    error = f"{100 * manifest.mean_error:.3g} % mean"
+    error = f"{percent(manifest.mean_error)} mean"
     if worst is not None:
-        error += f", {100 * worst.error:.3g} % worst ({clean(worst.id)})"
+        error += f", {percent(worst.error)} worst ({clean(worst.id)})"
     _line(text, "error", error, tones)
     _line(text, "tasks", ", ".join(clean(task) for task in manifest.tasks), tones)
 

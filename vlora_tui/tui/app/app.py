@@ -259,7 +259,7 @@ class VLoRAApp(BaseApp):
         shortage = event.shortage
         words = (
             f"{tilde(shortage.path)}\n"
-            f"needs {size(shortage.need)}, including the layers kept until it is done; "
+            f"needs {size(shortage.need)}, including the modules kept until it is done; "
             f"{size(shortage.free)} free on {tilde(shortage.disk)}. Nothing was started."
         )
         options = [

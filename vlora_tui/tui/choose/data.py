@@ -134,7 +134,9 @@ class LayerTables:
     def so_far(self) -> str:
         """Of what figures are, while layers are missing; empty once all are there."""
         total = len(self.spectra.layer_names)
-        return "" if len(self.measured) == total else f"from {len(self.measured)} of {total} layers"
+        return (
+            "" if len(self.measured) == total else f"from {len(self.measured)} of {total} modules"
+        )
 
     @cached_property
     def stored(self) -> int:
@@ -430,11 +432,11 @@ class LayerTables:
 
     def cells_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the cells are about."""
-        chosen = f"k of each layer{SIDE_NAMES[shown.side] or ' (larger side)'}"
+        chosen = f"k of each module{SIDE_NAMES[shown.side] or ' (larger side)'}"
         words = {
-            "needs": f"k for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
-            "error": f"error of each layer in %{', about' if choosing.is_coded else ''}",
-            "now": "what each layer shares" if choosing.is_coded else chosen,
+            "needs": f"k for {100 * shown.share:g} % of a module{SIDE_NAMES[shown.side]}",
+            "error": f"error of each module in %{', about' if choosing.is_coded else ''}",
+            "now": "what each module shares" if choosing.is_coded else chosen,
         }
         return words[self._cells_of(shown, choosing)]
 

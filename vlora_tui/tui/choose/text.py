@@ -115,7 +115,7 @@ def _coded_summary(figures: Figures) -> str:
     if not _sharing(figures):
         return f"{words} Sharing saves nothing at this error: each adapter is coded alone."
     return (
-        f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} layers saves ~{size(saved)} "
+        f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} modules saves ~{size(saved)} "
         f"({key('choose.next_pane')}: who shares what)."
     )
 
@@ -176,13 +176,15 @@ def goal_words(choosing: CompressionTarget, layers: int) -> str:
     """The method and what was asked for, with the layers that have a k of their own.
 
     Args:
-        layers: How many there are; where all have their own k, it is one "by layer".
+        layers: How many there are; where all have their own k, it is one "by module".
     """
     words, packed = target_words(choosing), choosing.quantization
     if choosing.layers and choosing.k_range is not None:
         least, most = choosing.k_range
         by_layer = len(choosing.layers) >= layers and choosing.goal[0] == "k"
-        words = f"k {least}-{most} by layer" if by_layer else f"{words} +{len(choosing.layers)} set"
+        words = (
+            f"k {least}-{most} by module" if by_layer else f"{words} +{len(choosing.layers)} set"
+        )
     return f"{choosing.method}, {words}" + (f", as {short_packing(packed)}" if packed else "")
 
 
@@ -228,7 +230,7 @@ def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
     if not layers:
         return "same k everywhere"
     if len(layers) == len(now.k) and len(layers) > 3:
-        return f"all {len(layers)} layers differ"
+        return f"all {len(layers)} modules differ"
     changes = {name: max(other.k.get(name, (0, 0))) - max(now.k[name]) for name in layers}
     return listed([f"{short.get(name, name)} {by:+d}" for name, by in changes.items()], 2)
 

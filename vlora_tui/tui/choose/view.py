@@ -141,7 +141,7 @@ class ChooseView(View):
         if problem is not None:
             again = keyed("Press <step.adapters>, then <step.choose> to try again.")
             return f"{count} could not be measured.\n\n{problem}\n\n{again}"
-        doing = f"Measuring {count}: no layer is done yet."
+        doing = f"Measuring {count}: no module is done yet."
         if view is not None and view.state.is_over:
             why = keyed("Press <step.run> to see why.")
             return f"Measuring {count}: the job is {view.state}. {why}"
@@ -150,7 +150,7 @@ class ChooseView(View):
             far = f"{stage_words(clean(at.stage))} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
-        more = keyed("The curve fills layer by layer. <step.run> shows the job and its log.")
+        more = keyed("The curve fills module by module. <step.run> shows the job and its log.")
         return f"{doing}\n\n{more}"
 
     def is_of_use(self, action: str) -> bool:

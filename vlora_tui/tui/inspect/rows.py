@@ -216,7 +216,7 @@ def layer_words(
     if isinstance(values, str):
         return Text(clean(values))
     if not values:
-        return Text("It has no layers here.")
+        return Text("It has no modules here.")
     text = Text()
     if layer is not None and layer in values:
         text.append(clean(layer), style="bold")
@@ -289,7 +289,7 @@ def why_no_likeness(spectra: object) -> str:
         )
     if not spectra.complete:
         done, total = len(spectra.layers), len(spectra.layer_names)
-        return f"Known when all layers are measured: {done} of {total}."
+        return f"Known when all modules are measured: {done} of {total}."
     return "These spectra hold no inner products: there are too many adapters for that."
 
 

@@ -78,7 +78,7 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
             text.append(words, "bold")
     if str(view.state) == "vanished":
         text.append("Its process is gone and never said how it ended. ", "bold")
-        text.append(keyed("<run.resume> continues from the layers that are built.\n"))
+        text.append(keyed("<run.resume> continues from the modules that are built.\n"))
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")
     text.append(f"log: {tilde(view.job.log_path)}", "dim")
@@ -132,7 +132,7 @@ def event_line(event: events.Event) -> str | None:
             return f"checked   {event.good} ok, {len(event.bad)} bad"
         case events.SpectraReady():
             how = "from the cache" if event.reused else "measured"
-            return f"spectra   {how}: {plural(event.layers, 'layer')}"
+            return f"spectra   {how}: {plural(event.layers, 'module')}"
         case events.Chosen():
             errors = f"{percent(event.mean_error)} mean, {percent(event.max_error)} worst"
             return f"chosen    {event.label}: ~{size(event.nbytes)}, error ~{errors}"
@@ -283,7 +283,7 @@ def goal_words(target: CompressionTarget) -> str:
     """What is aimed at, as one says it, with the layers that have a k of their own."""
     name, value = target.goal
     words = {
-        "k": f"k = {value:.0f} for every layer",
+        "k": f"k = {value:.0f} for every module",
         "variance": f"at least {percent(value)} of the variance",
         "max_error": f"max error {percent(value)} per task",
         "mean_error": f"mean error {percent(value)}",
@@ -293,7 +293,7 @@ def goal_words(target: CompressionTarget) -> str:
         return words[name]
     least, most = target.k_range
     whose = "its" if len(target.layers) == 1 else "their"
-    own = f"{plural(len(target.layers), 'layer')} with a k of {whose} own"
+    own = f"{plural(len(target.layers), 'module')} with a k of {whose} own"
     if name == "k":
         return f"k {least}-{most}, {own}"
     return f"{words[name]}; {own}"

@@ -433,7 +433,7 @@ class RunView(Desk):
             return
         self._ask(
             "cancel",
-            "Stop at the next layer: k keep the layers built, d discard them, any other key cancel",
+            "Stop after this module: k keep what is built, d discard it, any other key cancel",
         )
 
     def action_remove(self) -> None:
@@ -442,7 +442,7 @@ class RunView(Desk):
             words = "A running job cannot be forgotten: <run.cancel> stops it."
             self.notify(keyed(words), severity="warning", markup=False)
             return
-        self._ask("remove", "Forget this job and its unfinished layers: y yes, any other key no")
+        self._ask("remove", "Forget this job and its unfinished modules: y yes, any other key no")
 
     def action_resume(self) -> None:
         view = self.job

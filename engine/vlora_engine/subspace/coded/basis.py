@@ -98,7 +98,7 @@ class BasisFigures:
         return (
             f"made a shared basis: k {k}, {self.nbytes:,} bytes, error {percent_text(self.error)} "
             f"({percent_text(self.variance)} of the tasks' energy), {self.seconds:.1f} s"
-            + (f"; {self.clamped} layers have no more directions" if self.clamped else "")
+            + (f"; {self.clamped} modules have no more directions" if self.clamped else "")
         )
 
 
@@ -170,7 +170,7 @@ def make_basis(
     made: list[LayerBasis] = []
     clamped = 0
     for index, spec in enumerate(layers):
-        run.stop_if_asked(f"Stopped at {index} of {len(layers)} layers (basis).")
+        run.stop_if_asked(f"Stopped at {index} of {len(layers)} modules (basis).")
         stack = decoded_stack(tasks, index, by_layer[index])
         if stack is None:
             continue

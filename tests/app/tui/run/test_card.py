@@ -163,7 +163,7 @@ def test_in_ascii_the_card_has_no_other_letters(tmp_path: Path) -> None:
 def test_two_subspaces_side_by_side() -> None:
     first = cards.Figures("/a", "auto", "max error 5 % per task", 100, 10.0, 0.02, 0.05, "x",
                           {"x": 0.05, "y": 0.01, "gone": 0.1})  # fmt: skip
-    second = cards.Figures("/b", "delta", "k = 8 for every layer", 200, 5.0, 0.02, 0.04, "x",
+    second = cards.Figures("/b", "delta", "k = 8 for every module", 200, 5.0, 0.02, 0.04, "x",
                            {"x": 0.04, "y": 0.01})  # fmt: skip
     rows = {row.what: row for row in rows_of(first, second)}
     assert rows["size"].change == "2x larger"

@@ -56,7 +56,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
         assert "4 adapters" in text_of(app, "#review")
-        assert "k = 3 for every layer" in text_of(app, "#review")
+        assert "k = 3 for every module" in text_of(app, "#review")
         await pilot.press("o")
         assert "Output folder" in text_of(app, "#line")
         app.query_one("#place", Input).value = str(tmp_path / "out")
@@ -153,7 +153,7 @@ def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         await pilot.pause()
         said = text_of(app, "#said")
-        assert "The pattern 'nothing*' matches no layer" in said
+        assert "The pattern 'nothing*' matches no module" in said
 
     run(app, steps)
     assert not (tmp_path / "out").exists()
