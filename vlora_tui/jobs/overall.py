@@ -18,7 +18,13 @@ class Part(NamedTuple):
 
 _CHECK, _SHARING = Part(("check",), 1), Part(("groups",), 2)
 _MEASURE = (_CHECK, Part(("spectra",), 4), _SHARING, Part(("methods",), 4))
-_BUILD = (_CHECK, Part(("spectra", "codec"), 4), _SHARING, Part(("build",), 6))
+_BUILD = (
+    _CHECK,
+    Part(("spectra", "codec"), 4),
+    _SHARING,
+    Part(("build",), 6),
+    Part(("refine",), 1),
+)
 _LATER = {
     "quantize": Part(("quantize",), 2),
     "export": Part(("export",), 2),

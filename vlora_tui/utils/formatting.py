@@ -96,6 +96,7 @@ STAGES = {
     "interference": "comparing",
     "basis": "making the basis",
     "build": "building",
+    "refine": "refining",
     "benchmark": "timing",
     "quantize": "packing",
     "export": "exporting",

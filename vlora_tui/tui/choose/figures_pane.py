@@ -288,7 +288,7 @@ _WIDTHS = (
 )
 _RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
 _DROPPED = ("worst module", "worst task", "dtype", "", "ratio", "k")  # the first goes first
-_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
+_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 15}
 
 
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:

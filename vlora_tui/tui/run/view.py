@@ -55,7 +55,7 @@ COLUMNS = (
     Column("method", "method", least=6, most=24, keep=2),
     Column("bytes", "size", right=True, keep=3),
     Column("error", "worst error", right=True, keep=4),
-    Column("far", "", least=8, keep=1),
+    Column("far", "", least=14, keep=4),
     Column("when", "started", keep=0),
 )
 

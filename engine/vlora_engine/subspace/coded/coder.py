@@ -66,6 +66,7 @@ class Coder:
     Args:
         parts: Makes the place for the layers of a forecast. size: The bytes on disk that a coded
             collection will take.
+        stage: What progress calls it: ``build`` until all layers were coded once, then ``refine``.
     """
 
     collection: Collection
@@ -75,6 +76,7 @@ class Coder:
     size: Callable[[Coded], int]
     context: RunContext
     room: Callable[[int], None] | None = None
+    stage: str = "build"
 
     def run(self) -> Coded:
         """Code the collection.
@@ -216,6 +218,8 @@ class Coder:
         with closing(layers):
             for index, layer in zip(missing, layers, strict=True):
                 parts.write(index, layer)
+        if done + len(missing) >= total:
+            self.stage = "refine"
 
     def _figures(self, parts: Parts, layers: Iterable[int]) -> tuple[Array, int]:
         """Of coded layers: (N,) shares of ||dW||^2 that they miss, and their bytes."""
@@ -255,7 +259,7 @@ class Coder:
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
         run = self.context.after(done, total)
-        return map_ordered(work, list(chosen), run, stage="build", describe=names.__getitem__)
+        return map_ordered(work, list(chosen), run, stage=self.stage, describe=names.__getitem__)
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""

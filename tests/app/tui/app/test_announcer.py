@@ -68,7 +68,7 @@ def test_the_title_follows_whole_percents() -> None:
     ("recipe", "stages"),
     [
         ("[input]", ["check", "spectra", "groups", "methods"]),
-        ('[input]\n[compress]\nmethod = "auto"', ["check", "codec", "groups", "build"]),
+        ('[input]\n[compress]\nmethod = "auto"', ["check", "codec", "groups", "build", "refine"]),
         ("[input]\n[compress]\n[quantize]\n[[export]]", ["check", "spectra", "build", "quantize"]),
         ("[input]\n[[merge]]", ["download", "merge"]),
         ("", ["evaluate"]),
