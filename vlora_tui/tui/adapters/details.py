@@ -10,7 +10,7 @@ from rich.text import Text
 from vlora_engine.manifest.readme import stored_in
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.key_names import key
-from vlora_tui.tui.text import advice, clean, number, plural, tilde
+from vlora_tui.tui.text import advice, clean, in_words, number, plural, tilde
 from vlora_tui.utils.formatting import percent, size
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
 
 def _applies(applies: Applies) -> str:
     if applies.applied is None:
-        return f"unknown: {clean(applies.unknown)}"
+        return f"unknown: {clean(in_words(applies.unknown))}"
     told = f"to {applies.applied} of {plural(applies.total, 'module')} of {clean(applies.base)}"
     return (
         told

@@ -332,7 +332,7 @@ def _written(text: Text, path: str, outcome: Outcome, tones: Tones) -> None:
 def _finding(text: Text, finding: Finding, tones: Tones) -> None:
     text.append(f"{finding.severity:<10}", style=tones.get(finding.severity, tones["muted"]))
     text.append(f"{clean(finding.what)}\n")
-    for label, words in (("fix", advice(finding.remedy or "")), ("command", finding.fix)):
-        if words:
-            text.append(f"{label:<10}", style=tones["good"])
-            text.append(f"{clean(words)}\n")
+    fix = advice(finding.remedy or "")
+    if fix:
+        text.append(f"{'fix':<10}", style=tones["good"])
+        text.append(f"{clean(fix)}\n")

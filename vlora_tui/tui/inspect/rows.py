@@ -243,7 +243,7 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     if words:
         text.append(f"\nfix: {words}", style="not bold")
     if fix:
-        text.append(f"\ny copies: {fix}", style="not bold")
+        text.append(f"\n{key('app.copy')} copies the command that does it", style="not bold")
     if where and where not in row.what:
         text.append(f"\n{tilde(where)}", style="not bold")
     return text

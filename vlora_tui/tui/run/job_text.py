@@ -10,7 +10,7 @@ from rich.text import Text
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.key_names import keyed
-from vlora_tui.tui.text import advice, clean, plural, tilde
+from vlora_tui.tui.text import advice, clean, in_words, plural, tilde
 from vlora_tui.utils.formatting import how_fast, how_much, percent, size, stage_words, times
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def event_line(event: events.Event) -> str | None:
             return f"stopped   {clean(event.text)}"
         case events.Remark():
             where = "" if event.where in event.text else f": {tilde(event.where)}"
-            return f"note      {clean(event.text).rstrip('.')}{where}"
+            return f"note      {clean(in_words(event.text)).rstrip('.')}{where}"
     return None
 
 
@@ -185,7 +185,7 @@ def _measured(figures: dict[str, object]) -> str:
 
 
 def _say_error(text: Text, error: dict[str, object]) -> None:
-    text.append(f"{clean(error.get('what', 'failed'))}\n", "bold")
+    text.append(f"{clean(in_words(str(error.get('what', 'failed'))))}\n", "bold")
     for key, label in (
         ("where", "where"),
         ("expected", "expected"),
@@ -193,7 +193,7 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
         ("remedy", "fix"),
     ):
         words = clean(error.get(key) or "")
-        words = advice(words) if key == "remedy" else words
+        words = advice(words) if key == "remedy" else in_words(words)
         if words:
             text.append(f"  {label}: {words}\n")
     nested = error.get("errors")
