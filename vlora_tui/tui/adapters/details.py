@@ -132,11 +132,11 @@ def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) 
 
 def _broken(text: Text, error: VLoRAError, tones: Mapping[str, str | Style]) -> None:
     text.append("cannot be used  ", style=tones["error"])
-    text.append(clean(error.what) + "\n")
+    text.append(clean(in_words(error.what)) + "\n")
     for label, found in (("expected", error.expected), ("found", error.found)):
         if found:
             text.append(f"  {label} ", style=tones["muted"])
-            text.append(clean(found) + "\n")
+            text.append(clean(in_words(found)) + "\n")
     fix = advice(error.remedy or "")
     if fix:
         text.append("  fix: ", style=tones["good"])

@@ -186,7 +186,8 @@ class BaseApp(FaultNet):
             with self.suspend():
                 subprocess.run([*words, str(self.config.file)])
         except (OSError, VLoRAError, SuspendNotSupported) as error:
-            self.complain(f"No editor can be opened: {error}. The file is {self.config.file}.")
+            why = problem_words(error).rstrip(".")
+            self.complain(f"No editor can be opened: {why}. The file is {self.config.file}.")
             return
         self.notify("Settings count from the next start on.")
 
