@@ -66,7 +66,7 @@ class AdaptersView(View):
         "<adapters.go> opens what the cursor is on: a subspace, or the details of an adapter. "
         "While nothing is marked it marks all adapters that fit together: one base model, the "
         "same dimensions. <adapters.mark> marks one. Then <step.choose> chooses how small they "
-        "get. Marks across groups become one recipe for each group.\n"
+        "get. Groups are built one at a time.\n"
         "<adapters.repair> writes a repaired copy of an adapter whose names PEFT does not find.\n"
         "Filter (<adapters.filter>): words in name, path or base model; rank>=16, size>10MB, "
         "group:1, base:gpt2, dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
@@ -616,24 +616,28 @@ class AdaptersView(View):
             return f"scanning: {total:,} found ({key('adapters.stop')} to stop)"
         return f"{total:,} found" if shown == total else f"{shown:,} of {total:,} shown"
 
-    def _hint_words(self) -> str:
+    def _hint_words(self) -> tuple[str, ...]:
+        """What can be done with the rows, or what is marked; then the same in fewer words."""
         if self.table.range_from is not None:
             rows = plural(len(self.table.range), "row")
-            return (
-                f"{rows} in the range: {key('adapters.range')} mark, {key('adapters.back')} cancel"
-            )
+            take, leave = key("adapters.range"), key("adapters.back")
+            return f"{rows} in the range: {take} mark, {leave} cancel", f"{rows}: {take} mark"
         chosen = self.session.chosen
         if not chosen:
             if self.finder.scanning or not self.finder.rows:
-                return ""
+                return ()
             broken = sum(row.error is not None for row in self.finder.rows.values())
             tail = f"   {broken} cannot be used" if broken else ""
             one, group, everything = (key(f"adapters.{name}") for name in ("mark", "group", "all"))
             fitting = key("adapters.go")
-            words = f"{fitting} marks all that fit, {one} one, {group} a group, {everything} all"
-            return f"{words}{tail}"
+            words = f"{fitting} marks all that fit"
+            full = f"{words}, {one} one, {group} a group, {everything} all{tail}"
+            return full, f"{words}{tail}", words
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
         out = len(chosen) - len(self.session.included)
         words += f", {out} of them left out" if out else ""
-        return f"{words}, {len(groups)} groups: one recipe each" if len(groups) > 1 else words
+        if len(groups) == 1:
+            return (words,)
+        full = f"{words}; {len(groups)} groups, which are built one at a time"
+        return full, f"{words}; {len(groups)} groups", f"{len(chosen)} marked, {len(groups)} groups"

@@ -291,6 +291,8 @@ class RunView(Desk):
                 Button("run.recipe", "Edit again", "recipe"),
                 Button("run.back", "Discard", "back"),
             ]
+        if len(self.session.groups) > 1:
+            return [Button("step.adapters", "Mark one group", "to_adapters")]
         if self.session.marked:
             count = len(self.session.included)
             label = f"Build {count} adapter{'s' if count != 1 else ''}"
@@ -383,6 +385,10 @@ class RunView(Desk):
 
         words = f"{tilde(output)}\nis there already and would be deleted."
         self.app.push_screen(Prompt("Replace the output", words, expect="replace"), answered)
+
+    async def action_to_adapters(self) -> None:
+        """Go to the list, to mark other adapters."""
+        await self.host.show_step("adapters")
 
     def action_output(self) -> None:
         field = self.query_one("#place", PathInput)
