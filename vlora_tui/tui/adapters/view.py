@@ -396,7 +396,7 @@ class AdaptersView(View):
         if row.error is None and row.is_subspace:
             why = f"is a subspace: {key('adapters.go')} opens it, marks are for adapters"
         elif row.error is None:
-            why = "belongs to no group: what its tensors are is not known"
+            why = "belongs to no group: its tensors are not known"
         self.notify(f"{clean(row.name)} {why}.", severity="warning", markup=False)
 
     # going on

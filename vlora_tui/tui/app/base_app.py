@@ -189,7 +189,7 @@ class BaseApp(FaultNet):
             why = problem_words(error).rstrip(".")
             self.complain(f"No editor can be opened: {why}. The file is {self.config.file}.")
             return
-        self.notify("Settings count from the next start on.")
+        self.notify("Settings take effect at the next start.")
 
     # messages
 
@@ -296,7 +296,7 @@ class BaseApp(FaultNet):
         self.notify(f"Press {key('app.leave')} to quit.", markup=False)
 
     def action_escape(self) -> None:
-        """Leave what is only for a moment; what is left when no step has something of its own."""
+        """Cancel, or close what is open for a moment, where no step has something of its own."""
         if self.screen.maximized is not None:
             self.screen.minimize()
         elif self._message_in_sight():

@@ -233,7 +233,7 @@ class ChooseView(View):
     async def action_build(self) -> None:
         """Start to build what is on screen, and show Run."""
         if not self.session.marked or self.editor.ready() is None:
-            self._say("Nothing to build yet: mark adapters in step 1.")
+            self._say(keyed("Nothing to build yet: mark adapters (<step.adapters>)."))
             return
         await self.host.show_step("run")
         view = self.host.view

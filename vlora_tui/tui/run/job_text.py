@@ -77,7 +77,7 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
             words = keyed("<run.leave_out> skips what cannot be used, and starts again.\n")
             text.append(words, "bold")
     if str(view.state) == "vanished":
-        text.append("Its process is gone and never said how it ended. ", "bold")
+        text.append("Its process ended without a result. ", "bold")
         text.append(keyed("<run.resume> continues from the modules that are built.\n"))
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")

@@ -278,7 +278,7 @@ class RunView(Desk):
     def _fields(self) -> list[Field]:
         output = tilde(self.session.output or self.session.default_output())
         there = os.path.lexists(self.session.output or "")
-        hint = "exists: replacing it takes a typed word" if there else ""
+        hint = "exists: replacing it asks first" if there else ""
         return [
             Field("output", "output", output + (f"  ({hint})" if hint else ""), "text"),
             Field("device", "device", self.session.device, "choice"),
@@ -383,7 +383,7 @@ class RunView(Desk):
             if word is not None:
                 start(force=True)
 
-        words = f"{tilde(output)}\nis there already and would be deleted."
+        words = f"{tilde(output)}\nexists and would be replaced."
         self.app.push_screen(Prompt("Replace the output", words, expect="replace"), answered)
 
     async def action_to_adapters(self) -> None:
@@ -453,7 +453,7 @@ class RunView(Desk):
     def action_resume(self) -> None:
         view = self.job
         if view is None or not view.can_resume:
-            self.notify("Only a job that stopped before its end can resume.", severity="warning")
+            self.notify("Only a stopped job can be resumed.", severity="warning")
             return
         self.host.jobs.resume(view.job.id)
 
@@ -489,7 +489,7 @@ class RunView(Desk):
         elif view is not None and view.outputs and not view.last(events.Pushed):
             await self.host.show_adapters(view.outputs)
         else:
-            self.notify("This job has made nothing that could be opened.", severity="warning")
+            self.notify("This job made nothing to open.", severity="warning")
 
     async def action_export(self) -> None:
         """Go to Export with the job's subspace, or with the adapters that it made."""
