@@ -630,6 +630,10 @@ class AdaptersView(View):
             tail = f"   {broken} cannot be used" if broken else ""
             one, group, everything = (key(f"adapters.{name}") for name in ("mark", "group", "all"))
             fitting = key("adapters.go")
+            found = self.finder.rows.values()
+            if not any(row.info is not None and row.error is None for row in found):
+                only = any(row.is_subspace for row in found)
+                return (f"{fitting} opens the subspace{tail}" if only else tail.strip(),)
             words = f"{fitting} marks all that fit"
             full = f"{words}, {one} one, {group} a group, {everything} all{tail}"
             return full, f"{words}{tail}", words

@@ -98,6 +98,15 @@ def test_the_hint_fits_its_line(folder: Path, size: tuple[int, int]) -> None:
     run(app(folder), steps, size)
 
 
+def test_a_subspace_alone_is_there_to_be_opened(subspace: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        hint = pilot.app.query_one("#adapters-hint").render_line(0).text
+        assert hint.strip() == "Enter opens the subspace"
+
+    run(app(subspace), steps)
+
+
 def test_a_folder_is_listed_with_what_its_headers_tell(folder: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
