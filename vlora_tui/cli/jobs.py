@@ -289,7 +289,7 @@ def state_text(view: JobView) -> str:
 
 
 def progress_text(view: JobView) -> str:
-    """How far a job is: ``build 5/12, 8 s left``; empty where nothing is to be said."""
+    """How far a job is: ``building 5/12, 8 s left``; empty where nothing is to be said."""
     at = view.progress
     if at is None or view.state is State.FINISHED:
         return ""
