@@ -324,14 +324,15 @@ def test_a_merge_of_many_bytes_is_measured_when_it_is_asked_for(
 def test_a_measurement_that_fails_says_why(
     opened: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = NotFoundError("There is no such task.", remedy="look with vlora-tui info")
+    error = NotFoundError("There is no such task.", remedy="scan the folder again, or look with vlora-tui info")
     monkeypatch.setattr(export_details, "ask_command", Asked(error))
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "p")
         await settle(pilot)
         assert "There is no such task" in said(pilot)
-        assert "vlora-tui info" in said(pilot)
+        assert "fix: scan the folder again" in said(pilot)
+        assert "vlora-tui" not in said(pilot)
 
     use(opened, steps)
 
