@@ -324,7 +324,8 @@ def test_a_merge_of_many_bytes_is_measured_when_it_is_asked_for(
 def test_a_measurement_that_fails_says_why(
     opened: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    error = NotFoundError("There is no such task.", remedy="scan the folder again, or look with vlora-tui info")
+    remedy = "scan the folder again, or look with vlora-tui info"
+    error = NotFoundError("There is no such task.", remedy=remedy)
     monkeypatch.setattr(export_details, "ask_command", Asked(error))
 
     async def steps(pilot: Pilot[Any]) -> None:
