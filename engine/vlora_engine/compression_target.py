@@ -126,7 +126,7 @@ class CompressionTarget:
             yield Contradiction("k_a", "The method flat has one k for both sides.", "k")
         if self.method == "flat" and not all(isinstance(k, int) for k in self.layers.values()):
             what = "The method flat has one k for both sides."
-            yield Contradiction("layers", what, "one k for a layer")
+            yield Contradiction("layers", what, "one k for a module")
         if self.quantize == NOT_PACKED:
             yield from self._of_packing()
         if self.refine and self.method != "delta":
@@ -306,5 +306,6 @@ def one_k(k: LayerK | Sequence[int]) -> LayerK:
     except (TypeError, ValueError):
         k_a = k_b = None  # type: ignore[assignment]
     if type(k_a) is not int or type(k_b) is not int:
-        raise ParameterError("This is no k of a layer.", expected="k, or (k_a, k_b)", found=repr(k))
+        what = "This is no k of a module."
+        raise ParameterError(what, expected="k, or (k_a, k_b)", found=repr(k))
     return k_a if k_a == k_b else (k_a, k_b)

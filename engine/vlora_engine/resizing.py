@@ -186,7 +186,7 @@ def _require_allowed(sizing: Sizing, report: ResizeReport, source: AdapterSource
     raise AdapterError(
         f"At rank {most} dW would change by {percent_text(report.error)}; nothing was written.",
         where=source.path,
-        expected=f"a change of at most {percent_text(allowed)}",
+        expected=f"a change of at most {100 * allowed:g} %",
         found=f"rank {report.former_ranks[1]}; the worst module, {report.worst[0]}, would change "
         f"by {percent_text(report.worst[1])}",
         remedy=remedy,

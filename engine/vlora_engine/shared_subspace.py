@@ -491,7 +491,7 @@ class SharedSubspace:
             NotFoundError: Unknown layer. ParameterError: The method is `flat`.
         """
         if layer not in self.layer_names:
-            raise NotFoundError(f"There is no layer {layer!r} in this subspace.")
+            raise NotFoundError(f"There is no module {layer!r} in this subspace.")
         if self.method == "flat":
             raise ParameterError("A surface needs nested bases of dW.", found="method flat")
         return self.space.surface(layer)

@@ -39,7 +39,7 @@ def test_a_target_that_nobody_gave_is_not_in_the_message(
     words = ["compress", runs, "-o", tmp_path / "s", "--adaptive-k"]
     found = cli(*words, "--max-error", "0.1", code=2)
     assert "goes with a variance" in found.err
-    assert "every layer gets its own k anyway" in found.err
+    assert "every module gets its own k anyway" in found.err
     assert "goes with a variance" in cli(*words, "-k", "3", code=2).err
     assert cli(*words[:-1], "--adaptive-k").code == 0
 
@@ -222,7 +222,7 @@ def test_layers_taken_from_a_stopped_run_are_said(cli: Cli, runs: Path, tmp_path
     with pytest.raises(Cancelled):
         stop.execute()
     found = cli("compress", runs, "-o", tmp_path / "s", "-k", "3")
-    assert "of 4 layers were done already" in found.err
+    assert "of 4 modules were done already" in found.err
 
 
 def test_alike_faults_are_told_once(cli: Cli, runs: Path, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def _seconds(bench: Bench) -> Iterator[Row]:
     with on_terminal(bench, [sys.executable, "-c", WAITING]) as waiting:
         waiting.until("Adapters")
         waiting.press("2")
-        waiting.until("no layer is done")
+        waiting.until("no module is done")
         waiting.until("spectra")
         yield "a second before the first layer", waiting.each_second(seconds), 1_000, None
 

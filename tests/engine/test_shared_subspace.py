@@ -409,7 +409,7 @@ def test_names_are_data(tmp_path: Path) -> None:
         ({"method": "magic"}, "Unknown method"),
         ({"num_components": 2, "dtype": "int3"}, "storage dtype"),
         ({"num_components": 2, "device": "toaster"}, "Unknown device"),
-        ({"num_components": 2, "layers": {"nope*": 3}}, "matches no layer"),
+        ({"num_components": 2, "layers": {"nope*": 3}}, "matches no module"),
     ],
 )
 def test_bad_parameters_are_refused(options: dict[str, object], text: str) -> None:
@@ -434,7 +434,7 @@ def test_k_beyond_what_there_is_is_all_there_is_and_said_once(
     most = 2 if method == "flat" else 12
     subspace = compress(adapters, method=method, num_components=32)
     assert {(spec.k_a, spec.k_b) for spec in subspace.layers} == {(most, most)}
-    assert subspace.notes == [f"k = 32 is clamped: 2 of 2 layers have less, at most {most}."]
+    assert subspace.notes == [f"k = 32 is clamped: 2 of 2 modules have less, at most {most}."]
     said = [r for r in caplog.records if r.name.startswith("vlora_engine")]
     assert [(r.levelname, r.getMessage()) for r in said] == [("WARNING", subspace.notes[0])]
     caplog.clear()

@@ -18,11 +18,11 @@ def basis(
     out: Output,
     subspace: o.Subspace,
     k: Annotated[
-        int | None, option("-k", "--num-components", "Directions per side, in every layer.")
+        int | None, option("-k", "--num-components", "Directions per side, in every module.")
     ] = None,
     variance: Annotated[
         float | None,
-        option("--variance", "Or the energy to keep; each layer gets the smallest k.  [0.99]"),
+        option("--variance", "Or the energy to keep; each module gets the smallest k.  [0.99]"),
     ] = None,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,

@@ -63,7 +63,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     written = watcher.last(events.SubspaceWritten)
     figures = written.figures
     tasks = plural(len(figures["tasks"]), "task")
-    layers = plural(len(figures.get("layer_errors") or figures["k"]), "layer")
+    layers = plural(len(figures.get("layer_errors") or figures["k"]), "module")
     figures_file = JsonFile(written.path, "The figures of a subspace are not sound.")
     packed = parse_quantization(figures_file.value(figures["quantization"], "quantization"))
     stored = f", stored as {packed.words(figures['dtype'])}" if packed is not None else ""

@@ -172,7 +172,7 @@ def check_events_file(path: Path, recipe: Recipe, spectra: Path | None = None) -
 
 @contextmanager
 def stop_on_signals(out: Output) -> Iterator[threading.Event]:
-    """SIGTERM and the first Ctrl-C ask for a stop at the next layer; a second Ctrl-C interrupts."""
+    """SIGTERM and the first Ctrl-C ask for a stop after this module; a second Ctrl-C interrupts."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # signals reach the main thread alone
@@ -183,7 +183,7 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
         with suppress(OSError):  # nobody may be there to read it, or no room for it
-            out.once("stopping at the next layer; press Ctrl-C again to stop at once")
+            out.once("stopping after this module; press Ctrl-C again to stop at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -116,7 +116,7 @@ def say_once(out: Output, compressing: Compressing) -> list[str]:
     notes = []
     if flags:
         notes.append(
-            f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
+            f"{' and '.join(flags)}: no effect; the build is always module by module, "
             "in bounded memory"
         )
     for note in notes:

@@ -25,7 +25,7 @@ from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.utils.formatting import how_much, plural, size
+from vlora_tui.utils.formatting import how_much, plural, size, stage_words
 
 JobId = Annotated[str, argument("Job id (its start or end is enough), or: last.", metavar="JOB")]
 StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
@@ -147,12 +147,12 @@ def cancel(
     out: Output,
     job: JobId,
     discard: Annotated[
-        bool | None, option("--discard/--keep", "What to do with the finished layers.")
+        bool | None, option("--discard/--keep", "What to do with the finished modules.")
     ] = None,
     no_wait: Annotated[bool, option("--no-wait", "Do not wait for it to stop.")] = False,
     state_dir: StateDir = None,
 ) -> None:
-    """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
+    """Stop a job after this module. What is built is kept for a resume, or discarded."""
     found = JobStore.open(state_dir).find(job)
     if discard is None:
         discard = _ask_discard(found, as_json=out.as_json)
@@ -160,7 +160,7 @@ def cancel(
     if no_wait:
         view = look(found)
     else:
-        view = control.wait(found, tick=lambda: out.once("stopping at the next layer"))
+        view = control.wait(found, tick=lambda: out.once("stopping after this module"))
     out.json("job", job_data(view))
     if not view.state.is_over:
         out.text(f"{found.id} was asked to stop")
@@ -182,7 +182,7 @@ def resume(out: Output, job: JobId, gone: Gone = False, state_dir: StateDir = No
         out.warn(remark)
     layers = found.kept_layers()
     control.resume(store, found, gone=gone)
-    _show_started(out, found, f"resumed with {plural(layers, 'layer')}" if layers else "resumed")
+    _show_started(out, found, f"resumed with {plural(layers, 'module')}" if layers else "resumed")
 
 
 @_command("remove")
@@ -201,7 +201,7 @@ def remove(
     for entry in found.values():
         layers = entry.kept_layers()
         control.remove(store, entry, gone=gone)
-        with_it = f" and {plural(layers, 'layer')} that it had built" if layers else ""
+        with_it = f" and {plural(layers, 'module')} that it had built" if layers else ""
         out.text(f"removed {entry.id}{with_it}")
         out.essence(entry.id)
     out.json("jobs-removed", {"removed": list(found)})
@@ -289,12 +289,12 @@ def state_text(view: JobView) -> str:
 
 
 def progress_text(view: JobView) -> str:
-    """How far a job is: ``build 5/12, 8 s left``; empty where nothing is to be said."""
+    """How far a job is: ``building 5/12, 8 s left``; empty where nothing is to be said."""
     at = view.progress
     if at is None or view.state is State.FINISHED:
         return ""
     left = f", {_seconds(view.eta)} left" if view.eta and not view.state.is_over else ""
-    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
+    return f"{stage_words(at.stage)} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def exit_code(view: JobView) -> int:
@@ -337,7 +337,7 @@ def _ending(view: JobView) -> list[str]:
         case events.Cancelled():
             lines.append(f"cancelled {view.end.text}")
     if view.state is State.VANISHED:
-        lines.append(f"vanished with {plural(built, 'layer')} built" if built else "vanished")
+        lines.append(f"vanished with {plural(built, 'module')} built" if built else "vanished")
     if view.state in (State.VANISHED, State.CANCELLED):
         lines.append(resume)
     return lines
@@ -348,7 +348,7 @@ def _ask_discard(job: Job, *, as_json: bool) -> bool:
     if as_json or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
         return False
     layers = job.kept_layers()
-    what = f"the {plural(layers, 'layer')} that are built" if layers > 1 else "what is built"
+    what = f"the {plural(layers, 'module')} that are built" if layers > 1 else "what is built"
     return not typer.confirm(f"Keep {what}, for a resume?", default=True, err=True)
 
 

@@ -181,16 +181,15 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
     from vlora_engine.manifest.manifest import shared_basis_figures
-    from vlora_engine.manifest.readme import stored_in
+    from vlora_engine.manifest.readme import stored_how
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
     out.text(f"subspace   {address_text(str(manifest.path))}")
-    stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
+    stored = stored_how(manifest)
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(f"base       {manifest.base_model or 'not named'}")
-    out.text(
-        f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
-    )
+    tasks, modules = plural(len(manifest.tasks), "task"), plural(len(manifest.layers), "module")
+    out.text(f"holds      {tasks}, {modules}")
     if manifest.shared_basis is not None:
         shown = shared_basis_figures(manifest, manifest.shared_basis)
         count = sum(task.in_basis for task in manifest.tasks.values())

@@ -51,7 +51,7 @@ class Compressing(Bundle):
         float | None,
         option("--variance", "--variance-threshold", "The share of dW's energy to keep."),
     ] = None
-    adaptive: Annotated[bool, option("--adaptive-k", "With a variance: every layer its own k.")] = (
+    adaptive: Annotated[bool, option("--adaptive-k", "With a variance: a k for each module.")] = (
         False
     )
     max_error: MaxError = None
@@ -65,7 +65,7 @@ class Compressing(Bundle):
     ] = None
     layers: Annotated[
         list[str] | None,
-        option("--layers", "k for some layers, or k_a,k_b; may be repeated.", metavar="PATTERN=K"),
+        option("--layers", "k for some modules, or k_a,k_b; may be repeated.", metavar="PATTERN=K"),
     ] = None
     names: Names = None
     dtype: Annotated[str, option("--dtype", "auto, fp32, fp16 or bf16 on disk.")] = "auto"
@@ -84,7 +84,7 @@ class Compressing(Bundle):
     device: Device = "auto"
     skip_bad: SkipBad = False
     layer_by_layer: Annotated[
-        bool, option("--layer-by-layer", "Accepted: the build is always layer by layer.")
+        bool, option("--layer-by-layer", "Accepted: the build is always module by module.")
     ] = False
     chunk_size: Annotated[
         int | None, option("--chunk-size", "Accepted: memory is always bounded.")

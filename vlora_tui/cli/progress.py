@@ -8,33 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import how_much, percent, plural, printable, size
+from vlora_tui.utils.formatting import how_much, percent, plural, printable, size, stage_words
 
 if TYPE_CHECKING:
     from vlora_engine.utils.progress import Progress
-
-STAGES = {
-    "download": "downloading",
-    "upload": "uploading",
-    "check": "checking",
-    "coverage": "measuring",
-    "spectra": "spectra",
-    "similarity": "comparing",
-    "codec": "measuring",
-    "groups": "comparing",
-    "build": "building",
-    "benchmark": "timing",
-    "quantize": "packing",
-    "export": "exporting",
-    "merge": "merging",
-    "diagnose": "looking",
-    "resize": "resizing",
-    "convert": "converting",
-    "originals": "originals",
-    "evaluate": "evaluating",
-    "add": "adding",
-    "remove": "removing",
-}
 
 
 class Watcher:
@@ -120,7 +97,7 @@ class Bars:
         from rich.progress import TimeRemainingColumn as Remaining
 
         self._progress = Progress(
-            TextColumn("{task.description:<11}"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[count]}", markup=False),
             Remaining(),
@@ -135,7 +112,7 @@ class Bars:
     def show(self, event: events.Progress) -> None:
         """Move the bar of the event's stage."""
         if event.stage not in self._tasks:
-            label = STAGES.get(event.stage, event.stage)
+            label = stage_words(event.stage)
             self._tasks[event.stage] = self._progress.add_task(
                 label, total=event.total, detail="", count=""
             )

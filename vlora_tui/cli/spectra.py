@@ -106,7 +106,7 @@ def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
 
 def show_costs(out: Output, spectra: Spectra, rows: list[dict[str, Any]]) -> None:
     """The same as a table."""
-    tasks, layers = plural(len(spectra.tasks), "task"), plural(len(spectra.layer_names), "layer")
+    tasks, layers = plural(len(spectra.tasks), "task"), plural(len(spectra.layer_names), "module")
     out.text(f"{tasks}, {layers}; error of dW by method and k")
     out.text()
     out.table(

@@ -114,7 +114,7 @@ def resume_notes(job: Job) -> list[str]:
         ("torch", job.info.torch, torch_version()),
     ):
         if then != now and job.kept_layers():
-            notes.append(f"the layers were built by {name} {then}, not {now}: it begins anew")
+            notes.append(f"the modules were built by {name} {then}, not {now}: it begins anew")
     return notes
 
 
@@ -216,8 +216,8 @@ def discard_partial(job: Job) -> int:
 
 
 def layers(count: int) -> str:
-    """``1 layer was``, ``3 layers were``."""
-    return "1 layer was" if count == 1 else f"{count} layers were"
+    """``1 module was``, ``3 modules were``."""
+    return "1 module was" if count == 1 else f"{count} modules were"
 
 
 def _discard_now(job: Job, view: JobView) -> None:

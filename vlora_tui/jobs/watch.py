@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from vlora_engine.utils.reading import open_file
 from vlora_tui.jobs.identity import resident_bytes
 from vlora_tui.jobs.joblock import SILENT_SECONDS, LockState
+from vlora_tui.jobs.overall import Part, parts_of, share_of
 from vlora_tui.jobs.store import Job, JobStore, counted_title
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.events import decode_timed
@@ -100,6 +101,8 @@ class JobView:
             here (`_slim`); the last `MAX_EVENTS`.
         attempts: How often it was started.
         progress: The last progress of this attempt.
+        share: How much of the whole job is done, in this attempt; it never falls. None where that
+            is not known.
         stage_since: When the stage under way began, by its first progress, and ``stage_from`` what
             was done then; together with ``progress_time`` they give the rate.
         lock: Who runs it, as of the last look.
@@ -117,6 +120,8 @@ class JobView:
     end: events.Event | None = None
     progress: events.Progress | None = None
     progress_time: float = 0.0
+    share: float | None = None
+    parts: tuple[Part, ...] = ()
     stage_since: float = 0.0
     stage_from: int = 0
     memory: int | None = None
@@ -200,6 +205,7 @@ class JobView:
                 self.ahead = event.ahead
             case events.Started():
                 self._forget_attempt()
+                self.parts = parts_of(event.recipe)
                 self.attempts += 1
                 self.begun = timed.time
             case events.Progress():
@@ -232,7 +238,7 @@ class JobView:
             self.memory = resident_bytes(lock.identity)
 
     def _forget_attempt(self) -> None:
-        self.begun = self.ended = self.end = self.progress = None
+        self.begun = self.ended = self.end = self.progress = self.share = None
         self.ahead = ()
 
     def _progress(self, event: events.Progress, at: float) -> None:
@@ -240,6 +246,9 @@ class JobView:
         if not same or (self.progress is not None and event.done < self.progress.done):
             self.stage_since, self.stage_from = at, event.done
         self.progress, self.progress_time = event, at
+        share = share_of(self.parts, event)
+        if share is not None:
+            self.share = max(share, self.share or 0.0)
 
 
 class JobWatcher:

@@ -66,7 +66,7 @@ class Shortage(NamedTuple):
         return StorageError(
             "There is not enough room for what is going to be written; nothing was written.",
             where=self.path,
-            expected=f"{size(self.need)} free, with the layers that are kept beside the output",
+            expected=f"{size(self.need)} free, with the modules that are kept beside the output",
             found=f"{size(self.free)} free on the disk of {self.disk}",
             remedy="free some space there, or choose an output on another disk",
         )

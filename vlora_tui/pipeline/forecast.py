@@ -122,7 +122,7 @@ def how(figures: Mapping[str, Any]) -> str:
     if not sharing:
         return f"{figures['method']}, every adapter by itself"
     groups = "a group shares" if len(modes) == 1 else f"{len(modes)} groups share"
-    return f"{figures['method']}, {groups} in {sharing} of {layers} layers"
+    return f"{figures['method']}, {groups} in {sharing} of {layers} modules"
 
 
 def k_text(k: Mapping[str, Any]) -> str:

@@ -139,7 +139,7 @@ class Run:
 
     def _how_to_go_on(self) -> str:
         same = "run the same again" if self.job == ALONE else f"vlora-tui jobs resume {self.job}"
-        return f"{same}: it goes on with the layers that are done"
+        return f"{same}: it goes on with the modules that are done"
 
     def _steps(self) -> None:
         recipe = self.recipe
@@ -433,7 +433,7 @@ class Run:
 
     def _tell_resumed(self, reused: int, total: int) -> None:
         if reused:
-            text = f"{reused} of {total} layers were done already, by a run that was stopped."
+            text = f"{reused} of {total} modules were done already, by a run that was stopped."
             self.emit(events.Remark(text, code="resumed"))
 
     @contextmanager

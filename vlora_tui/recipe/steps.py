@@ -114,7 +114,7 @@ def check_target(target: CompressionTarget, table: Table) -> None:
             "adaptive",
             "adaptive goes with a variance.",
             expected="variance",
-            remedy="leave it out: with an error or a budget every layer gets its own k anyway"
+            remedy="leave it out: with an error or a budget every module gets its own k anyway"
             if has_goal
             else None,
         )
@@ -127,7 +127,7 @@ def _read_layers(table: Table) -> dict[str, LayerK]:
         if any(type(side) is not int or side < 1 for side in sides):
             table.fail(
                 "layers",
-                f"The k of layers {pattern!r} is wrong.",
+                f"The k of modules {pattern!r} is wrong.",
                 expected="a whole number of at least 1, or two: [k_a, k_b]",
                 found=repr(k),
             )

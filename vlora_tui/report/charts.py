@@ -64,7 +64,7 @@ def _variance(variance: dict[str, Any]) -> str:
         for method, curve in variance["methods"].items()
         if curve["k"]
     ]
-    title = "Share of dW that k directions hold: median layer, and all layers"
+    title = "Share of dW that k directions hold: median module, and all modules"
     return svg.lines(title, series, x="k", y="share of ||dW||²")
 
 
@@ -91,7 +91,7 @@ def _task_errors(subspace: dict[str, Any]) -> str:
 
 def _layer_errors(layers: list[dict[str, Any]]) -> str:
     return svg.bars(
-        "Error of dW by layer: all tasks together (bar), worst task (mark)",
+        "Error of dW by module: all tasks together (bar), worst task (mark)",
         [row["name"] for row in layers],
         [row["error"] for row in layers],
         tops=[row["worst_error"] for row in layers],

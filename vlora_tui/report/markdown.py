@@ -68,7 +68,8 @@ def _subspace(data: Mapping[str, Any], plots: Mapping[str, str]) -> list[str]:
     tasks, layers = index["tasks"], data["layers"]
     words = [
         f"A subspace of method `{index['method']}`: {plural(len(tasks), 'task')}, "
-        f"{plural(len(layers), 'layer')}, base model {_plain(index['base_model'] or 'not named')}. "
+        f"{plural(len(layers), 'module')}, "
+        f"base model {_plain(index['base_model'] or 'not named')}. "
         f"{size(index['bytes'])} on disk, {times(index['ratio'] if tasks else None)} smaller than "
         f"the adapters (codec ratio {times(index['codec_ratio'] if tasks else None)}). Error of "
         f"dW: {percent(index['mean_error'])} on average, {percent(index['max_error'])} at worst.",
@@ -91,13 +92,13 @@ def _subspace(data: Mapping[str, Any], plots: Mapping[str, str]) -> list[str]:
                 for task in tasks
             ],
         ),
-        "## Layers",
+        "## Modules",
         "",
         "Error of all tasks' dW together, and of the worst task.",
         "",
-        *_image(plots, "layers", "error of dW by layer"),
+        *_image(plots, "layers", "error of dW by module"),
         *_table(
-            ("layer", "k A", "k B", "error", "worst", "task"),
+            ("module", "k A", "k B", "error", "worst", "task"),
             [
                 (
                     row["name"],
@@ -217,7 +218,7 @@ def _variance(variance: Mapping[str, Any], plots: Mapping[str, str]) -> list[str
         "The share of ‖dW‖² that k shared directions a side hold, averaged over the adapters.",
         "",
         *_image(plots, "variance", "explained variance against k"),
-        *_table(("method", "share", "k of the median layer", "k of every layer"), rows),
+        *_table(("method", "share", "k of the median module", "k of every module"), rows),
     ]
 
 

@@ -14,6 +14,7 @@ from textual.keys import format_key
 _NAMED = {
     **{"enter": "Enter", "escape": "Esc", "space": "Space", "backspace": "Backspace"},
     **{"tab": "Tab", "up": "Up", "down": "Down", "left": "Left", "right": "Right"},
+    **{"pageup": "PgUp", "pagedown": "PgDn", "home": "Home", "end": "End", "delete": "Del"},
 }
 _PLACE = re.compile(r"<([a-z]+\.[a-z_0-9]+)>")
 _by_default: dict[str, str] = {}
@@ -34,8 +35,12 @@ def use(own: Mapping[str, str]) -> None:
 def key(binding_id: str) -> str:
     """The first key of a binding, as a text says it: ``w``, ``[``, ``Enter``, ``ctrl+o``."""
     keys = _own.get(binding_id) or _by_default.get(binding_id, binding_id)
-    first = keys.split(",")[0].strip() or ","
-    *modifiers, last = first.split("+") if len(first) > 1 else [first]
+    return key_name(keys.split(",")[0].strip() or ",")
+
+
+def key_name(pressed: str) -> str:
+    """A key as everything here writes it: texts, the last line, the help and the palette."""
+    *modifiers, last = pressed.split("+") if len(pressed) > 1 else [pressed]
     shown = _NAMED.get(last) or format_key(last)
     return "+".join([*modifiers, shown.lower() if modifiers else shown])
 

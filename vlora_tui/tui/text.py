@@ -93,37 +93,68 @@ _IN_WORDS = (
     (r"pass --force to replace it", "confirm replacing it"),
     (r" \(--names\)", ""),
     (r" with --task-id", ""),
+    (r"compress each group of `vlora-tui inspect` separately", "compress each group by itself"),
+    (r"(?:make one with )?`?vlora-tui compress ADAPTERS -o DIR`?", "compress the adapters first"),
+    (r"make them with `vlora-tui spectra PATHS -o DIR`", "measure the adapters again"),
+    (r"vlora-tui pull (\S+) -o DIR", r"pull \1 into a folder first (Pull from the Hub, in Run)"),
+    (r"vlora-tui export hf://\S+ \S+ -o \S+", "pull the subspace, then export the task"),
+    (r"export its tasks: vlora-tui export DIR --all -o OUT", "open it, and export its tasks"),
+    (r": vlora-tui basis makes one", "; only a command makes one"),
+    (r"compare it with its adapter: vlora-tui diff .*", "compare its figures with its adapter's"),
+    (r"vlora-tui jobs resume \S+: it", "resume it in Run: it"),
+    (r"`vlora-tui jobs resume` goes", "resuming it in Run goes"),
+    (r"`vlora-tui jobs` lists them", "Run lists them"),
+    (r"`vlora-tui config show` lists them all", "the palette lists them all"),
+    (r"write one with `run --print-recipe`", "Run opens the recipe of what is marked in an editor"),
+    (r"--base MODEL writes the name", "a base model in its adapter_config.json would do"),
     (r"name (?:another|a)(?: state directory)?(.*?)(?: with|:) --state-dir DIR(?: \(or \w+\))?",
      r"set XDG_STATE_HOME to another folder\1"),
 )  # fmt: skip
+_COMMAND = re.compile(
+    r"\bvlora-tui (?:demo|guide|inspect|info|spectra|plan|analyze|diff|interference|coverage|report"
+    r"|module|validate|doctor|eval|benchmark|compress|compact|basis|quantize|convert|export"
+    r"|reconstruct|add|remove|merge|resize|pull|push|run (?:--|\S*\.toml)|config|jobs)\b"
+)
 # Flags of other programs are what their users type: those stay.
 _THEIRS = re.compile(r"--(?:max-lora|enable-|lora|outtype|local-dir|user|scope)")
 COMMAND_ALONE = "the command line has an option for it"
 
 
 def advice(text: str) -> str:
-    """What mends something, for a screen: without flags of ours, which nobody can type here.
+    """What mends something, for a screen: without flags and commands, which nobody can type here.
 
     An alternative that needs one is left out. Where there is no other, it says that only a command
     can do it.
     """
-    for pattern, words in _IN_WORDS:
-        text = re.sub(pattern, words, text)
-    text = re.sub(r" \([^()]*\)", lambda found: "" if _has_flag(found[0]) else found[0], text)
+    text = in_words(text)
     parts = re.split(r"(, or |; or |; )", text)
-    kept = [at for at in range(0, len(parts), 2) if not _has_flag(parts[at])]
+    kept = [at for at in range(0, len(parts), 2) if not needs_command(parts[at])]
     shown = "".join((parts[at - 1] if n else "") + parts[at] for n, at in enumerate(kept))
     return shown if shown or not text else COMMAND_ALONE
 
 
+def in_words(text: str) -> str:
+    """A message for a screen: what it calls by flags and commands as the screen calls it."""
+    for pattern, words in _IN_WORDS:
+        text = re.sub(pattern, words, text)
+    return re.sub(r" \([^()]*\)", lambda found: "" if needs_command(found[0]) else found[0], text)
+
+
 def problem_words(error: BaseException) -> str:
-    """An error for a screen: as it says itself, with the fix as `advice` gives it."""
+    """An error for a screen: as it says itself, with every fix as `advice` gives it."""
     if not isinstance(error, VLoRAError):
         return str(error)
-    lines = [line for line in error.lines() if error.remedy is None or error.remedy not in line]
-    mended = advice(error.remedy or "")
-    return "\n".join([*lines, *([f"  fix: {mended}"] if mended else [])])
+    lines = []
+    for line in error.lines():
+        label, mark, words = line.partition("fix: ")
+        if not mark or label.strip():
+            lines.append(in_words(line))
+        elif mended := advice(words):
+            lines.append(f"{label}{mark}{mended}")
+    return "\n".join(lines)
 
 
-def _has_flag(text: str) -> bool:
-    return any(not _THEIRS.match(flag) for flag in _FLAG.findall(text))
+def needs_command(text: str) -> bool:
+    """Whether a text calls something by a flag of ours, or by a command."""
+    flags = any(not _THEIRS.match(flag) for flag in _FLAG.findall(text))
+    return flags or _COMMAND.search(text) is not None

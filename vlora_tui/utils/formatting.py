@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from vlora_engine.utils.naming import percent_text
+
 
 def printable(text: str) -> str:
     """``text`` without what would move the cursor or colour the screen: names come from files."""
@@ -41,12 +43,8 @@ def _toml_escape(c: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """An error or a share as a percentage of three digits."""
-    if share is None:
-        return "-"
-    if 0 < share < 0.0001:
-        return f"{share:.0e}"
-    return f"{100 * share:.3g} %"
+    """An error or a share as a percentage of three digits; ``-`` where it is not known."""
+    return "-" if share is None else percent_text(share)
 
 
 def times(ratio: float | None) -> str:
@@ -83,6 +81,39 @@ def size(nbytes: float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+STAGES = {
+    "download": "downloading",
+    "upload": "uploading",
+    "check": "checking",
+    "coverage": "measuring",
+    "spectra": "measuring",
+    "codec": "measuring",
+    "groups": "sharing",
+    "methods": "comparing",
+    "similarity": "comparing",
+    "interference": "comparing",
+    "basis": "making the basis",
+    "build": "building",
+    "refine": "refining",
+    "benchmark": "timing",
+    "quantize": "packing",
+    "export": "exporting",
+    "merge": "merging",
+    "diagnose": "checking",
+    "resize": "resizing",
+    "convert": "converting",
+    "originals": "reading originals",
+    "evaluate": "evaluating",
+    "add": "adding",
+    "remove": "removing",
+}
+
+
+def stage_words(stage: str) -> str:
+    """What a job is doing, of the stage that its progress names."""
+    return STAGES.get(stage, stage)
 
 
 def how_much(stage: str, done: int, total: int, of: str = "/") -> str:

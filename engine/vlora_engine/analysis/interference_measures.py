@@ -126,7 +126,7 @@ class PairVerdict:
             text = (
                 f"{a} and {b} use the same directions with mixed signs: up to "
                 f"{percent_text(self.contested)} of one is contested by the other, so prefer "
-                "ties, or weights by layer, to a sum"
+                "ties, or weights by module, to a sum"
             )
         elif self.kind == "alike":
             much = "do much the same" if self.cosine >= ALIKE else "agree in part"

@@ -146,7 +146,7 @@ add_rows(
 
 
 def _loader_ranks(subject: Subject) -> Iterable[Hit]:
-    """The layers of one type are stacked, after padding to 8 or a multiple of 16 (sgmv.py)."""
+    """The modules of one type are stacked, after padding to 8 or a multiple of 16 (sgmv.py)."""
     kinds: dict[str, set[int]] = {}
     for name, shape in (subject.modules or {}).items():
         padded = 8 if shape.rank <= 8 else -(-shape.rank // 16) * 16
@@ -175,7 +175,7 @@ for _name, _source, _since in (
             ),
             Row(
                 "mixed-ranks",
-                "The layers of one type are stacked, so their ranks must be one after padding.",
+                "The modules of one type are stacked, so their ranks must be one after padding.",
                 "give every module one rank",
                 find=_loader_ranks,
             ),

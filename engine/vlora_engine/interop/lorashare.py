@@ -157,7 +157,7 @@ def _layers(components: Header) -> list[LayerSpec]:
             )
         layers.append(LayerSpec(name, d_in, d_out, 1, k_a, k_b))
     if not layers:
-        raise unsound(components.path, "at least one layer", "none")
+        raise unsound(components.path, "at least one module", "none")
     return layers
 
 
@@ -177,7 +177,7 @@ def _record(directory: Path, task: ShareTask, layers: tuple[LayerSpec, ...]) -> 
     for key in task.loadings.entries:
         name, _, side = key.rpartition(":")
         if side not in ("A", "B") or name not in positions:
-            raise unsound(task.loadings.path, "loadings of shared layers", ascii(key))
+            raise unsound(task.loadings.path, "loadings of shared modules", ascii(key))
         spec = layers[positions[name]]
         k, rank = shape_of(task.loadings, key, 2)
         other = shape_of(task.loadings, f"{name}:{'B' if side == 'A' else 'A'}", 2)

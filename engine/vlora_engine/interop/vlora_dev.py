@@ -75,7 +75,7 @@ def read_vlora_dev(directory: Path) -> Manifest:
         _layer(path, name, index, files, rank) for name in texts(path, index, "layer_names")
     )
     if not layers:
-        raise unsound(path, "at least one layer", "none")
+        raise unsound(path, "at least one module", "none")
     nominal = rank or max(spec.rank for spec in layers)
     modules = {i: (spec.rank, 1.0) for i, spec in enumerate(layers)}
     named = index.get("task_filenames", {})

@@ -6,6 +6,7 @@ import hashlib
 
 from vlora_engine._version import __version__
 from vlora_engine.manifest.manifest import Manifest
+from vlora_engine.utils.naming import percent_text
 
 
 def model_card(manifest: Manifest) -> str:
@@ -18,12 +19,12 @@ def model_card(manifest: Manifest) -> str:
     lines += ["---", "", "# A shared subspace of LoRA adapters", ""]
     lines.append(
         f"{len(tasks)} adapters over {len(manifest.layers)} modules, compressed by method "
-        f"`{manifest.method}`, stored in {stored_in(manifest)}."
+        f"`{manifest.method}`, {stored_how(manifest)}."
     )
     if worst:
         lines.append(
-            f"Relative error of the weight change dW: mean {manifest.mean_error:.3%}, "
-            f"worst {worst.error:.3%}."
+            f"Relative error of the weight change dW: mean {percent_text(manifest.mean_error)}, "
+            f"worst {percent_text(worst.error)}."
         )
     lines += [
         "",
@@ -48,8 +49,13 @@ def made_from(manifest: Manifest) -> str:
     return whole.hexdigest()
 
 
+def stored_how(manifest: Manifest) -> str:
+    """How the numbers are stored, in a few words for a sentence: ``stored in F16``."""
+    return f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
+
+
 def stored_in(manifest: Manifest) -> str:
-    """How the numbers are stored, in a few words for a sentence."""
+    """What the numbers are stored as, in a table: ``F16``, ``as coded bits``."""
     quantization = manifest.quantization
     if manifest.coding is not None:
         return "as coded bits"

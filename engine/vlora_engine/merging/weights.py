@@ -55,7 +55,7 @@ def settings_of(
         matches = fnmatch.filter(modules, pattern)
         if not matches:
             raise ParameterError(
-                f"The pattern {pattern!r} matches no layer.",
+                f"The pattern {pattern!r} matches no module.",
                 expected=f"such as {modules[0]!r}" if modules else "a module",
             )
         for module in matches:

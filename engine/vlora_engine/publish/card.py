@@ -13,7 +13,8 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.manifest.readme import made_from, stored_in
+from vlora_engine.manifest.readme import made_from, stored_how
+from vlora_engine.utils.naming import percent_text
 from vlora_engine.utils.reading import open_file
 
 _FENCE = "---"
@@ -53,7 +54,7 @@ def subspace_card(manifest: Manifest, entries: Sequence[Entry], repo: str) -> st
         f"{len(manifest.tasks)} LoRA adapters over {len(manifest.layers)} modules of "
         f"{_code(manifest.base_model or 'a base model that is not named')}, compressed by "
         f"vlora-tui into one shared subspace: method "
-        f"`{manifest.method}`, stored {'' if manifest.coding else 'in '}{stored_in(manifest)}, "
+        f"`{manifest.method}`, {stored_how(manifest)}, "
         f"{manifest.ratio:.3g} times smaller than the adapters were.",
         "",
         *_errors(manifest.mean_error, worst.error if worst else None),
@@ -198,8 +199,8 @@ def _errors(mean: float, worst: float | None) -> list[str]:
     if worst is None:
         return []
     return [
-        f"Relative error of the weight change dW, measured against the originals: mean {mean:.3%}, "
-        f"worst {worst:.3%}.",
+        "Relative error of the weight change dW, measured against the originals: "
+        f"mean {percent_text(mean)}, worst {percent_text(worst)}.",
         "",
     ]
 
@@ -208,7 +209,7 @@ def _table(entries: Sequence[Entry]) -> list[str]:
     columns = {
         "task": [_cell(entry.name) for entry in entries],
         "folder": [_cell(entry.folder) for entry in entries],
-        "error of dW": ["" if e.error is None else f"{e.error:.3%}" for e in entries],
+        "error of dW": ["" if e.error is None else percent_text(e.error) for e in entries],
         "rank": ["" if e.rank is None else str(e.rank) for e in entries],
         "alpha": ["" if e.alpha is None else f"{e.alpha:g}" for e in entries],
         "source": [_cell(entry.source or "") for entry in entries],

@@ -123,7 +123,7 @@ def match_layers(names: Sequence[str], patterns: Mapping[str, LayerK] | None) ->
         matches = [pattern] if pattern in known else fnmatch.filter(names, pattern)
         if not matches:
             raise ParameterError(
-                f"The pattern {pattern!r} matches no layer.", expected=f"such as {names[0]!r}"
+                f"The pattern {pattern!r} matches no module.", expected=f"such as {names[0]!r}"
             )
         if min(sides_of(k)) < 1:
             raise ParameterError("k is at least 1.", where=pattern, found=str(k))
@@ -208,7 +208,7 @@ def clamped(wanted: Choices, limits: Choices) -> tuple[Choices, Finding | None]:
         if k > top
     ]
     most, top = max(k for k, _ in sides), max(top for _, top in sides)
-    what = f"k = {most} is clamped: {len(cut)} of {len(wanted)} layers have less, at most {top}."
+    what = f"k = {most} is clamped: {len(cut)} of {len(wanted)} modules have less, at most {top}."
     return picked, Finding("k-clamped", "note", what)
 
 
@@ -483,7 +483,7 @@ class _Solver:
             rows = int(layer.ranks.sum())
             full = min(rows, layer.d_in), min(rows, layer.d_out)
             if max(full) > VERY_LARGE and (table.max_a, table.max_b) != full:
-                return f" (of layers as large as {name} the spectra keep {table.max_a} directions)"
+                return f" (of modules as large as {name} the spectra keep {table.max_a} directions)"
         return ""
 
     def _least(self, path: _Path, goal: float, worst: bool) -> Array | None:

@@ -350,7 +350,7 @@ class Spectra:
             ParameterError: The spectra were computed without that method.
         """
         if layer not in self.layers:
-            raise NotFoundError(f"The spectra have no layer {layer!r} yet.", where=self.path)
+            raise NotFoundError(f"The spectra have no module {layer!r} yet.", where=self.path)
         methods = self.layers[layer].methods
         if method not in methods:
             raise ParameterError(

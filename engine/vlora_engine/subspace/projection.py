@@ -207,7 +207,7 @@ def surface(space: Space, layer: str) -> dict[str, Any]:
     """The errors of every task of a layer for every k_a and k_b (`SharedSubspace.surface`).
 
     Raises:
-        NotFoundError: No task has the layer.
+        NotFoundError: No task has the module.
     """
     spec, basis = next(s for s in space.layers if s.name == layer), space.bases[layer]
     names, rows = [], []
@@ -227,5 +227,5 @@ def surface(space: Space, layer: str) -> dict[str, Any]:
         # Where an error is only bounded (after an incremental update), so is the whole row.
         rows.append(share.clamp(0, 1).sqrt())
     if not rows:
-        raise NotFoundError(f"No task has the layer {layer!r}.")
+        raise NotFoundError(f"No task has the module {layer!r}.")
     return {"tasks": names, "errors": torch.stack(rows)}

@@ -42,7 +42,7 @@ def save(
         OutputExistsError: Something else is there, and not ``force``. StorageError: The disk.
     """
     if not len(space.tasks) and not space.layers:
-        raise SubspaceError("There is nothing to save: no layer and no task.")
+        raise SubspaceError("There is nothing to save: no module and no task.")
     is_own = _is_own(space, path)
     with changing(path) if is_own else nullcontext():
         if is_own:

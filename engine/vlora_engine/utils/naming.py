@@ -132,9 +132,14 @@ def cosine_text(cosine: float) -> str:
     return ("-" if cosine < 0 else "") + (text[1:] if text.startswith("0") else "1.0")
 
 
+LEAST_SHARE = 1e-5  # that has a figure
+
+
 def percent_text(share: float) -> str:
-    """A share as all of the program writes it: ``4.98 %``."""
-    return f"{100 * share:.3g} %"
+    """A share as all of the program writes it: ``4.98 %``; ``<0.001 %`` where it is rounding."""
+    if 0 < share < LEAST_SHARE:
+        return "<0.001 %"
+    return f"{100 * share:.0f} %" if share >= 0.9995 else f"{100 * share:.3g} %"
 
 
 def threshold_text(threshold: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vlora_engine.errors import Cancelled
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
@@ -28,6 +28,14 @@ class RunContext:
         """Tell that ``done`` of ``total`` units of a stage are done, and which was last."""
         if self.progress is not None:
             self.progress(Progress(stage, done, total, detail))
+
+    def after(self, done: int, total: int) -> RunContext:
+        """The same for a part of a stage: ``done`` of its ``total`` units were done before."""
+
+        def report(step: Progress) -> None:
+            self.report(step.stage, done + step.done, total, step.detail)
+
+        return replace(self, progress=report)
 
     def is_cancelled(self) -> bool:
         """Whether somebody asked to stop."""

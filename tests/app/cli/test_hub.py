@@ -280,7 +280,7 @@ def test_push_publishes_a_subspace_that_comes_back_the_same(
     assert "license" not in front, "of two sources it is not known"
     for task, record in read_manifest(out).tasks.items():
         assert f"`{task}`" in card
-        assert f"{record.error:.3%}" in card
+        assert f"{100 * record.error:.3g} %" in card
     assert tasks[0] in card
     assert "`mit`" in card
     assert "hf://me/legal" in card

@@ -95,11 +95,11 @@ def test_a_running_job_is_shown_cancelled_and_resumed(
     assert "was asked to stop" in asked.out
     gate.release()
     followed = cli("jobs", "follow", "last", code=130)
-    assert "2 layers were kept for a resume" in followed.out
+    assert "2 modules were kept for a resume" in followed.out
     assert "jobs resume" in followed.out
     gate.no_more()
     until(lambda: not store.find("last").standing().held, "it was gone")
-    assert "resumed with 2 layers" in cli("jobs", "resume", "last").out
+    assert "resumed with 2 modules" in cli("jobs", "resume", "last").out
     assert cli("jobs", "follow", "last", "--json").data["attempts"] == 2
 
 
@@ -114,8 +114,8 @@ def test_cancel_says_what_became_of_the_layers(
     assert "vanished" in listed.out
     assert "ended without reporting a result" in listed.err
     shown = cli("jobs", "show", "last").out
-    assert "vanished with 1 layer built" in shown
-    assert "1 layer was discarded" in cli("jobs", "cancel", "last", "--discard").out
+    assert "vanished with 1 module built" in shown
+    assert "1 module was discarded" in cli("jobs", "cancel", "last", "--discard").out
     assert list((tmp_path / "out").iterdir()) == []
     assert state(store.find("last")) == "cancelled"
 

@@ -106,7 +106,7 @@ def test_cancel_stops_at_the_next_layer_and_keeps_or_discards(
     assert isinstance(view.end, events.Cancelled)
     assert view.end.resumable is not discard
     assert ("discarded" if discard else "kept for a resume") in view.end.text
-    assert "2 layers were" in view.end.text
+    assert "2 modules were" in view.end.text
     names = [path.name for path in tmp_path.iterdir()]
     assert names == ([] if discard else [f".s.part-{job.id}"])
     assert job.kept_layers() == (0 if discard else 2)
@@ -200,7 +200,7 @@ def test_a_vanished_job_is_discarded_or_removed_with_its_layers(
     view = look(jobs[0])
     assert view.state is State.CANCELLED
     assert isinstance(view.end, events.Cancelled)
-    assert "1 layer was discarded" in view.end.text
+    assert "1 module was discarded" in view.end.text
     remove(store, jobs[1])
     assert list(tmp_path.iterdir()) == []
     assert [job.id for job in store.jobs()] == [jobs[0].id]

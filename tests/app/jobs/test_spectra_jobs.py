@@ -91,7 +91,7 @@ def test_stopped_spectra_go_on_and_are_the_same(
         view = wait(job, PATIENCE)
         assert isinstance(view.end, events.Cancelled)
         assert view.end.resumable
-        assert "3 layers were kept for a resume" in view.end.text
+        assert "3 modules were kept for a resume" in view.end.text
     else:
         kill(job)
         gate.release()
@@ -101,7 +101,7 @@ def test_stopped_spectra_go_on_and_are_the_same(
     view = wait(job, PATIENCE)
     assert view.state is State.FINISHED, job.log_tail()
     remarks = {remark.code: remark.text for remark in view.all(events.Remark)}
-    assert remarks["resumed"].startswith("3 of 6 layers were done already")
+    assert remarks["resumed"].startswith("3 of 6 modules were done already")
     assert tree(Path(str(view.spectra))) == undisturbed_spectra
     assert job.kept_layers() == 0
 
@@ -116,7 +116,7 @@ def test_discarded_spectra_leave_nothing_in_the_cache(
     gate.release()
     view = wait(job, PATIENCE)
     assert isinstance(view.end, events.Cancelled)
-    assert "2 layers were discarded" in view.end.text
+    assert "2 modules were discarded" in view.end.text
     assert list(paths.spectra_root().iterdir()) == []
 
 

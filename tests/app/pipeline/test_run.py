@@ -199,7 +199,7 @@ def test_a_signal_stops_at_the_next_layer_and_the_same_again_goes_on(
     found = cli(*words, "--events", place, code=130)
     assert signal.getsignal(number) is before
     assert found.out == ""
-    assert "stopping at the next layer" in found.err
+    assert "stopping after this module" in found.err
     assert "run the same again" in found.err
     last = lines_of(place)[-1]
     assert last["type"] == "cancelled"

@@ -298,7 +298,7 @@ def test_a_report_on_a_subspace(cli: Cli, runs: Path, tmp_path: Path, how: list[
     )
     torch.testing.assert_close(matrix, expected, atol=1e-6, rtol=1e-6)
     assert (tmp_path / "r-layers.svg").exists()
-    assert "## Layers" in (tmp_path / "r.md").read_text()
+    assert "## Modules" in (tmp_path / "r.md").read_text()
 
 
 def test_a_report_on_one_adapter_compares_nothing(cli: Cli, runs: Path, tmp_path: Path) -> None:

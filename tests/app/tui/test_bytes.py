@@ -132,7 +132,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def terminal(places: tuple[Path, Path]) -> Iterator[Terminal]:
     there = Terminal(*map(str, places), code=PROGRAM)
-    there.read(b"spectra ")
+    there.read(b"measuring ")
     yield there
     there.close()
 
@@ -178,9 +178,9 @@ def test_what_is_said_while_no_layer_is_there_costs_next_to_nothing(
 ) -> None:
     terminal = Terminal(*map(str, places), "0", code=PROGRAM)
     try:
-        terminal.read(b"spectra ")
+        terminal.read(b"measuring ")
         terminal.press("2")
-        terminal.read(b"no layer is done")
+        terminal.read(b"no module is done")
         terminal.read(seconds=2)
         assert 0 < bytes_a_second(terminal) <= PLACEHOLDER
     finally:
@@ -215,7 +215,7 @@ def test_moving_k_with_errors_in_the_cells_costs_few_bytes(places: tuple[Path, P
         there.read(b"Explained variance")
         there.quiet()
         there.press("t")
-        there.read(b"error of each layer")
+        there.read(b"error of each module")
         there.quiet()
         for _ in range(3):
             there.press("]")

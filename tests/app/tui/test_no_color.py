@@ -41,11 +41,11 @@ def terminal(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_no_colour_reaches_the_terminal(terminal: Terminal) -> None:
-    written = terminal.read(b"spectra ")
+    written = terminal.read(b"measuring ")
     for keys, until in (
         ("j", b"task01"),
         ("2", b"Explained variance"),
-        ("\t\tt", b"each layer"),
+        ("\t\tt", b"each module"),
         ("3", b"Ready to run"),
         ("4", b"Inspect"),
         ("5", b"Export"),
@@ -64,7 +64,7 @@ def test_with_colours_there_are_some(
 ) -> None:
     there = Terminal(*map(str, places), code=PROGRAM)
     try:
-        assert colours(there.read(b"spectra "))
+        assert colours(there.read(b"measuring "))
     finally:
         there.close()
 

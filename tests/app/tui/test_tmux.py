@@ -151,11 +151,11 @@ def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
 
 
 def choose_k(tui: Terminal, layers: int, k: int) -> None:
-    """From a marked set to the Run screen, with k for every layer."""
+    """From a marked set to the Run screen, with k for every module."""
     tui.press("2")
     tui.until(
-        lambda screen: f"median of {layers} layers" in screen and "job:" not in screen,
-        "the spectra of all layers, and their job ended",
+        lambda screen: f"median of {layers} modules" in screen and "job:" not in screen,
+        "the spectra of all modules, and their job ended",
     )
     for method in ("own", "columns", "flat", "delta"):  # m goes round; auto has no k
         tui.press("m")
@@ -169,7 +169,7 @@ def choose_k(tui: Terminal, layers: int, k: int) -> None:
     tui.press("Enter")
     tui.sees(f"delta, k {k}: ", "[ w Build ]")
     tui.press("3")
-    tui.sees(f"k = {k} for every layer")
+    tui.sees(f"k = {k} for every module")
 
 
 def run_job(tui: Terminal) -> None:

@@ -21,6 +21,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import Cancelled, CorruptFileError, ParameterError, SubspaceError
+from vlora_engine.utils.progress import Progress
 
 HEAD = {"base_model.model.score.weight": torch.randn(3, 40, dtype=torch.float64)}
 
@@ -137,6 +138,18 @@ def test_a_stopped_build_goes_on_and_comes_to_the_same(
     build_subspace(sources, out, max_error=0.05)
     assert files(out) == files(coded)
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_looking_at_groups_is_one_stage_that_never_falls_back(tmp_path: Path) -> None:
+    sizes = {f"h.{i}.attn": (24, 24) for i in range(7)} | {"head": (24, 24)}
+    adapters = made.around(4, sizes, rank=4)
+    told: list[Progress] = []
+    sources = {name: as_source(own) for name, own in adapters.items()}
+    build_subspace(sources, tmp_path / "s", max_error=0.05, progress=told.append)
+    done = [step.done for step in told if step.stage == "groups"]
+    assert len({step.total for step in told if step.stage == "groups"}) == 1
+    assert done == sorted(set(done))
+    assert done[-1] == next(step.total for step in told if step.stage == "groups")
 
 
 def test_adding_leaves_every_other_task_as_it_was(copy: Path) -> None:

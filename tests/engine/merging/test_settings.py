@@ -73,7 +73,7 @@ def test_modules_of_no_weight_at_all_are_left_alone(method):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"layers": {"nope.*": [1, 1, 1, 1]}}, "matches no layer"),
+        ({"layers": {"nope.*": [1, 1, 1, 1]}}, "matches no module"),
         ({"layers": {"*": [1, 1]}}, "one weight"),
         ({"layers": {"*": [0, 0, 0, 0]}}, "All weights are zero"),
         ({"method": "ties", "layers": {"*": {"density": 2}}}, "density is out of range"),

@@ -190,7 +190,7 @@ def test_either_side_of_a_layer_can_be_pinned(tmp_path: Path) -> None:
     report = build_subspace(sources(), tmp_path / "out", targets=target)
     assert report.k[layer] == (3, 5)
     assert report.layer_errors[layer] == pytest.approx(np.mean(errors), abs=1e-5)
-    with pytest.raises(ParameterError, match="no k of a layer"):
+    with pytest.raises(ParameterError, match="no k of a module"):
         CompressionTarget(k=3, layers={layer: [1, 2, 3]})  # type: ignore[dict-item]
     with pytest.raises(ParameterError, match="at least 1"):
         choose(spectra, CompressionTarget(k=3, layers={layer: (0, 3)}))

@@ -137,7 +137,7 @@ def test_choosing_on_spectra_under_way_names_the_layer_that_is_missing(tmp_path:
     last = spectra.layer_names[-1]
     del spectra.layers[last]
     for goal in ({"k": 2}, {"max_error": 0.2}, {"budget": 100_000}, {"variance": 0.9}):
-        with pytest.raises(NotFoundError, match="no layer"):
+        with pytest.raises(NotFoundError, match="no module"):
             choose(spectra, CompressionTarget("delta", **goal))
 
 

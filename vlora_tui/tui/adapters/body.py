@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widget import Widget
 from textual.widgets import Input, Static
 
 from vlora_tui.tui.adapters.details import LABEL, Tones, facts, findings
 from vlora_tui.tui.adapters.rows import COLUMNS, Row
+from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.buttons import Buttons
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
@@ -22,6 +25,27 @@ class Details(VerticalScroll, can_focus=True):
     """The pane with all that is known of the row under the cursor."""
 
     help_title = "In the details"
+
+
+class Hint(Widget):
+    """One line, in as many words as there is room for."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._hints: Sequence[str] = ()
+
+    def show(self, hints: Sequence[str]) -> None:
+        """Say this: the same in ever fewer words, of which the first that fits is shown."""
+        if list(hints) != list(self._hints):
+            self._hints = hints
+            self.refresh()
+
+    def render(self) -> Text:
+        width = self.size.width
+        shown = next((words for words in self._hints if cell_len(words) <= width), None)
+        least = "".join(self._hints[-1:]) if shown is None else shown
+        ascii_only = bool(getattr(self.app, "ascii_only", False))
+        return Text(cut(least, width, ascii_only=ascii_only), no_wrap=True)
 
 
 class Body(Horizontal):
@@ -42,7 +66,7 @@ class Body(Horizontal):
                 self._columns(()), self._cells, key=_path, mark=self._mark, id="adapters-table"
             )
             with Horizontal(id="adapters-low"):
-                yield Static("", id="adapters-hint", markup=False)
+                yield Hint(id="adapters-hint")
                 yield Buttons(id="adapters-buttons")
         with Details(id="adapters-details", classes="pane") as pane:
             pane.border_title = "Details"
@@ -120,11 +144,15 @@ class Body(Horizontal):
         panel.update(hanging(words, panel.size.width, LABEL))
         self.query_one("#adapters-findings", Static).update(finding_lines)
 
-    def show_header(self, title: str, count: str, hint: str) -> None:
-        """Say where the list is from, how long it is, and what can be done with it."""
+    def show_header(self, title: str, count: str, hints: Sequence[str]) -> None:
+        """Say where the list is from, how long it is, and what can be done with it.
+
+        Args:
+            hints: The same in ever fewer words; the first that fits is shown.
+        """
         pane = self.query_one("#adapters-list")
         pane.border_title, pane.border_subtitle = Text(title), Text(count)
-        self.query_one("#adapters-hint", Static).update(Text(hint, no_wrap=True))
+        self.query_one("#adapters-hint", Hint).show(hints)
 
 
 def _path(row: Row) -> str:

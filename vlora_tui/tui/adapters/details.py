@@ -10,8 +10,8 @@ from rich.text import Text
 from vlora_engine.manifest.readme import stored_in
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.key_names import key
-from vlora_tui.tui.text import advice, clean, number, plural, tilde
-from vlora_tui.utils.formatting import size
+from vlora_tui.tui.text import advice, clean, in_words, number, plural, tilde
+from vlora_tui.utils.formatting import percent, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
 
 def _applies(applies: Applies) -> str:
     if applies.applied is None:
-        return f"unknown: {clean(applies.unknown)}"
+        return f"unknown: {clean(in_words(applies.unknown))}"
     told = f"to {applies.applied} of {plural(applies.total, 'module')} of {clean(applies.base)}"
     return (
         told
@@ -107,7 +107,7 @@ def _applies(applies: Applies) -> str:
 
 def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:
     _line(text, "base", clean(manifest.base_model or "not named"), tones)
-    layers = plural(len(manifest.layers), "layer")
+    layers = plural(len(manifest.layers), "module")
     _line(text, "method", f"{manifest.method}   {layers}   {stored_in(manifest)}", tones)
     if not manifest.tasks:
         return
@@ -123,20 +123,20 @@ def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) 
         f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller than the originals",
         tones,
     )
-    error = f"{100 * manifest.mean_error:.3g} % mean"
+    error = f"{percent(manifest.mean_error)} mean"
     if worst is not None:
-        error += f", {100 * worst.error:.3g} % worst ({clean(worst.id)})"
+        error += f", {percent(worst.error)} worst ({clean(worst.id)})"
     _line(text, "error", error, tones)
     _line(text, "tasks", ", ".join(clean(task) for task in manifest.tasks), tones)
 
 
 def _broken(text: Text, error: VLoRAError, tones: Mapping[str, str | Style]) -> None:
     text.append("cannot be used  ", style=tones["error"])
-    text.append(clean(error.what) + "\n")
+    text.append(clean(in_words(error.what)) + "\n")
     for label, found in (("expected", error.expected), ("found", error.found)):
         if found:
             text.append(f"  {label} ", style=tones["muted"])
-            text.append(clean(found) + "\n")
+            text.append(clean(in_words(found)) + "\n")
     fix = advice(error.remedy or "")
     if fix:
         text.append("  fix: ", style=tones["good"])

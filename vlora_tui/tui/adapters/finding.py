@@ -16,7 +16,7 @@ from vlora_tui.tui.adapters.places import place_words, remember_folder
 from vlora_tui.tui.adapters.reach import Applies, ReachFinder, ReachTold
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.adapters.scanner import Batch, Ended, Scanner, subspace_row
-from vlora_tui.tui.text import advice, clean
+from vlora_tui.tui.text import clean, problem_words
 
 if TYPE_CHECKING:
     from vlora_tui.tui.core.view import View
@@ -249,14 +249,7 @@ class AdapterFinder:
 
 def clean_lines(error: VLoRAError) -> str:
     """An error's lines, made harmless, with what a screen has for its remedy."""
-    *lines, last = error.lines()
-    mark = "fix: "
-    if error.remedy and mark in last:
-        fix = advice(error.remedy)
-        lines += [f"  fix:      {fix}"] if fix else []
-    else:
-        lines.append(last)
-    return "\n".join(clean(line) for line in lines)
+    return "\n".join(clean(line) for line in problem_words(error).split("\n"))
 
 
 def _absolute(folder: str) -> str:

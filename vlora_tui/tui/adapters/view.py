@@ -66,7 +66,7 @@ class AdaptersView(View):
         "<adapters.go> opens what the cursor is on: a subspace, or the details of an adapter. "
         "While nothing is marked it marks all adapters that fit together: one base model, the "
         "same dimensions. <adapters.mark> marks one. Then <step.choose> chooses how small they "
-        "get. Marks across groups become one recipe for each group.\n"
+        "get. Groups are built one at a time.\n"
         "<adapters.repair> writes a repaired copy of an adapter whose names PEFT does not find.\n"
         "Filter (<adapters.filter>): words in name, path or base model; rank>=16, size>10MB, "
         "group:1, base:gpt2, dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
@@ -104,6 +104,7 @@ class AdaptersView(View):
         # Of the command line: a key that comes before it is looked into is not for the start page.
         self._is_promised = bool(self.host.start_paths or getattr(self.app, "demo", None))
         self._had_rows = False
+        self._of_use = (True, True)
         self._sought: str | None = None  # an adapter to point at once it is listed
         self.finder.take_session()
         self._show()
@@ -128,6 +129,15 @@ class AdaptersView(View):
         if self._is_complete and self.finder.making and action in ("go", "open"):
             return False
         return action not in _ON_ROWS or bool(not self._on_start_page and self.finder.rows)
+
+    def is_of_use(self, action: str) -> bool:
+        """What cannot be used can be looked at, not marked."""
+        if action not in ("mark", "group") or not self._is_complete or self._on_start_page:
+            return True
+        row = self.table.row
+        if action == "group":
+            return row is not None and row.group is not None
+        return row is not None and row.error is None and not row.is_subspace
 
     # what the application asks
 
@@ -386,7 +396,7 @@ class AdaptersView(View):
         if row.error is None and row.is_subspace:
             why = f"is a subspace: {key('adapters.go')} opens it, marks are for adapters"
         elif row.error is None:
-            why = "belongs to no group: what its tensors are is not known"
+            why = "belongs to no group: its tensors are not known"
         self.notify(f"{clean(row.name)} {why}.", severity="warning", markup=False)
 
     # going on
@@ -443,6 +453,7 @@ class AdaptersView(View):
     def on_table_moved(self, event: Table.Moved) -> None:
         self._details()
         self.query_one(Body).buttons.show(self._buttons())
+        self._draw_keys()
         if self.table.range_from is not None:
             self._hint()
 
@@ -557,8 +568,16 @@ class AdaptersView(View):
         rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
         body.show_rows(rows, cursor=None if self.table.was_moved else 0)
+        self._draw_keys()
         self._details()
         self._hint()
+
+    def _draw_keys(self) -> None:
+        """What can be done with one row cannot be done with every other."""
+        of_use = self.is_of_use("mark"), self.is_of_use("group")
+        if of_use != self._of_use:
+            self._of_use = of_use
+            self.screen.refresh_bindings()
 
     def _details(self) -> None:
         row = self.table.row
@@ -597,24 +616,32 @@ class AdaptersView(View):
             return f"scanning: {total:,} found ({key('adapters.stop')} to stop)"
         return f"{total:,} found" if shown == total else f"{shown:,} of {total:,} shown"
 
-    def _hint_words(self) -> str:
+    def _hint_words(self) -> tuple[str, ...]:
+        """What can be done with the rows, or what is marked; then the same in fewer words."""
         if self.table.range_from is not None:
             rows = plural(len(self.table.range), "row")
-            return (
-                f"{rows} in the range: {key('adapters.range')} mark, {key('adapters.back')} cancel"
-            )
+            take, leave = key("adapters.range"), key("adapters.back")
+            return f"{rows} in the range: {take} mark, {leave} cancel", f"{rows}: {take} mark"
         chosen = self.session.chosen
         if not chosen:
             if self.finder.scanning or not self.finder.rows:
-                return ""
+                return ()
             broken = sum(row.error is not None for row in self.finder.rows.values())
             tail = f"   {broken} cannot be used" if broken else ""
             one, group, everything = (key(f"adapters.{name}") for name in ("mark", "group", "all"))
             fitting = key("adapters.go")
-            words = f"{fitting} marks all that fit, {one} one, {group} a group, {everything} all"
-            return f"{words}{tail}"
+            found = self.finder.rows.values()
+            if not any(row.info is not None and row.error is None for row in found):
+                only = any(row.is_subspace for row in found)
+                return (f"{fitting} opens the subspace{tail}" if only else tail.strip(),)
+            words = f"{fitting} marks all that fit"
+            full = f"{words}, {one} one, {group} a group, {everything} all{tail}"
+            return full, f"{words}{tail}", words
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
         out = len(chosen) - len(self.session.included)
         words += f", {out} of them left out" if out else ""
-        return f"{words}, {len(groups)} groups: one recipe each" if len(groups) > 1 else words
+        if len(groups) == 1:
+            return (words,)
+        full = f"{words}; {len(groups)} groups, which are built one at a time"
+        return full, f"{words}; {len(groups)} groups", f"{len(chosen)} marked, {len(groups)} groups"

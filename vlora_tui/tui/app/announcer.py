@@ -9,6 +9,7 @@ from vlora_tui.tui.core.job_news import foremost
 from vlora_tui.tui.key_names import key
 from vlora_tui.tui.terminal.announce import notification, title
 from vlora_tui.tui.text import clean
+from vlora_tui.utils.formatting import stage_words
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
@@ -60,9 +61,9 @@ class Announcer:
 
     def _show_title(self, view: JobView | None) -> None:
         words = NAME
-        if view is not None and view.progress is not None and view.progress.total:
-            at = view.progress
-            words = f"{100 * at.done // at.total} % {at.stage} - {NAME}"
+        if view is not None and view.progress is not None:
+            far = "" if view.share is None else f"{int(100 * view.share)} % "
+            words = f"{far}{stage_words(view.progress.stage)} - {NAME}"
         if self._titled and words != self._title:
             self._title = words
             self._write(title(words))

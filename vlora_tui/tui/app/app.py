@@ -116,8 +116,8 @@ class VLoRAApp(BaseApp):
                "Maximize the pane, or restore it"),
         hidden("slash", "filter", "app.filter", "Filter"),
         hidden("ctrl+l", "repaint", "app.repaint",
-               "Paint the screen anew, after something else wrote on it"),
-        hidden("escape", "escape", "app.escape", "Leave what is only for a moment"),
+               "Redraw the screen"),
+        hidden("escape", "escape", "app.escape", "Cancel, or close what is open for a moment"),
         replace(hidden("ctrl+z", "suspend_process", "app.suspend", "Suspend; fg resumes"),
                 priority=True),
     ]  # fmt: skip
@@ -259,7 +259,7 @@ class VLoRAApp(BaseApp):
         shortage = event.shortage
         words = (
             f"{tilde(shortage.path)}\n"
-            f"needs {size(shortage.need)}, including the layers kept until it is done; "
+            f"needs {size(shortage.need)}, including the modules kept until it is done; "
             f"{size(shortage.free)} free on {tilde(shortage.disk)}. Nothing was started."
         )
         options = [

@@ -24,7 +24,7 @@ from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.fault_net import FaultNet
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.key_names import key, keyed, use
+from vlora_tui.tui.key_names import key, key_name, keyed, use
 from vlora_tui.tui.text import clean, problem_words, tilde
 from vlora_tui.utils.config import Config, Problem, load_config, template
 from vlora_tui.utils.editor import editor
@@ -186,9 +186,10 @@ class BaseApp(FaultNet):
             with self.suspend():
                 subprocess.run([*words, str(self.config.file)])
         except (OSError, VLoRAError, SuspendNotSupported) as error:
-            self.complain(f"No editor can be opened: {error}. The file is {self.config.file}.")
+            why = problem_words(error).rstrip(".")
+            self.complain(f"No editor can be opened: {why}. The file is {self.config.file}.")
             return
-        self.notify("Settings count from the next start on.")
+        self.notify("Settings take effect at the next start.")
 
     # messages
 
@@ -237,15 +238,7 @@ class BaseApp(FaultNet):
     # keys and colours
 
     def get_key_display(self, binding: Binding) -> str:
-        if binding.key_display:
-            return binding.key_display
-        *modifiers, key = binding.key.split("+")
-        named = {"enter": "enter", "backspace": "bksp", "escape": "esc", "space": "space"}
-        if self.ascii_only:
-            named |= {k: k for k in ("up", "down", "left", "right", "tab")}
-        if not modifiers and key in named:
-            return named[key]
-        return super().get_key_display(binding)
+        return binding.key_display or key_name(binding.key)
 
     @work(thread=True, group="keys")
     def _check_keys(self) -> None:
@@ -303,7 +296,7 @@ class BaseApp(FaultNet):
         self.notify(f"Press {key('app.leave')} to quit.", markup=False)
 
     def action_escape(self) -> None:
-        """Leave what is only for a moment; what is left when no step has something of its own."""
+        """Cancel, or close what is open for a moment, where no step has something of its own."""
         if self.screen.maximized is not None:
             self.screen.minimize()
         elif self._message_in_sight():

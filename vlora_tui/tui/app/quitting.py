@@ -31,7 +31,7 @@ def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProbl
     if own:
         others = len(running) - len(own)
         which = "them" if many else "it"
-        more = "and quit; built layers are kept"
+        more = "and quit; what is built is kept"
         if others:  # which is what must not be cut off
             which = f"the {len(own)} of this window" if len(own) > 1 else "this window's one"
             more = "and quit; others go on"

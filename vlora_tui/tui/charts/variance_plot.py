@@ -353,8 +353,8 @@ def _name_edges(canvas: Canvas, guides: set[int]) -> None:
     columns = range(len(canvas.chars[0]))
     inside = [[y for y in range(len(canvas.band)) if canvas.band[y][x]] for x in columns]
     if max(map(len, inside)) < 2:
-        return  # all layers are alike
-    for words, above in (("highest layer", True), ("lowest layer", False)):
+        return  # all modules are alike
+    for words, above in (("highest module", True), ("lowest module", False)):
         places = []
         for x in range(2, len(inside) - len(words) - 1):
             rows = [y for column in inside[x - 1 : x + len(words) + 1] for y in column]
@@ -592,15 +592,15 @@ def _legend(chart: Canvas, frame: _Frame, data: VarianceData, marks: Marks, look
     line, diamond, block = ("--", "o", ":") if look.ascii_only else ("━━", "◆", "▒")
     whole = data.layers == data.expected
     count = f"{data.layers}" if whole else f"{data.layers} of {data.expected}"
-    band = f"{block} band: lowest to highest layer"
+    band = f"{block} band: lowest to highest module"
     if data.expected == 1:
-        parts = [(f"{line} the layer", "median")]
+        parts = [(f"{line} the module", "median")]
     else:
-        parts = [(f"{line} median of {count} layers", "median"), (band, "edge")]
+        parts = [(f"{line} median of {count} modules", "median"), (band, "edge")]
     if data.focus is not None and data.focus_name:
         parts.append((f"{'##' if look.ascii_only else line} {data.focus_name}", "focus"))
     if any(k is not None for _, k in marks.levels):
-        parts.append((f"{diamond} all layers", "mark"))
+        parts.append((f"{diamond} all modules", "mark"))
     x = frame.left + (1 if frame.left > 3 else 0)
     end = frame.left + frame.width - (5 if len(chart.chars[0]) >= 56 else 0)
     for text, role in parts:
@@ -613,7 +613,7 @@ def _legend(chart: Canvas, frame: _Frame, data: VarianceData, marks: Marks, look
 def _shorter(text: str) -> tuple[str, ...]:
     """Other words for a part of the legend, where room is short."""
     sign, _, words = text.partition(" band: ")
-    return (f"{sign} {words.removesuffix(' layer')}", f"{sign} range") if words else ()
+    return (f"{sign} {words.removesuffix(' module')}", f"{sign} range") if words else ()
 
 
 def _runs(

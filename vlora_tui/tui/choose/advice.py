@@ -11,9 +11,8 @@ from textual import events
 from textual.message import Message
 from textual.widget import Widget
 
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.text import clean, cut
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 PRESET_NAMES = ("fine", "normal", "rough")
 
@@ -33,7 +32,8 @@ class Advice:
     """The present choice in a line, and presets.
 
     Args:
-        words: The method and what is aimed at.
+        words: The method and what is aimed at. brief: The same in fewer words, the method left out.
+        method: Its name alone. k: The k of a basis, where that is not what is aimed at.
         ratio: Bytes of the originals over ``nbytes``.
         error: The worst adapter's, where that is not what is aimed at.
         error_about: That is an estimate, as it is of packed numbers until they are built.
@@ -42,6 +42,9 @@ class Advice:
     """
 
     words: str = ""
+    brief: str = ""
+    method: str = ""
+    k: str = ""
     nbytes: int | None = None
     ratio: float = 0.0
     error: float | None = None
@@ -127,15 +130,23 @@ class AdvicePane(Widget):
         error = "" if advice.error is None else f", worst {error_about}{percent(advice.error)}"
         so_far = f"  {advice.so_far}" if advice.so_far else ""
         than = " than the originals"
-        for tail in (ratio + than + error, ratio + error, ratio, ""):
-            for more in (so_far, ""):
-                if len(advice.words) + 2 + len(figures) + len(tail) + len(more) <= room:
-                    return [
-                        (f"{advice.words}: ", "words"),
-                        (figures + tail, "figures"),
-                        (more, "muted"),
-                    ]
-        return [(f"{advice.words}: {figures}"[:room], "figures")]
+        for words in self._words():
+            for tail in (ratio + than + error, ratio + error, ratio, ""):
+                for more in (so_far, ""):
+                    if len(words) + 2 + len(figures) + len(tail) + len(more) <= room:
+                        return [
+                            (f"{words}: ", "words"),
+                            (figures + tail, "figures"),
+                            (more, "muted"),
+                        ]
+        return [(cut(figures, room, ascii_only=self.ascii_only), "figures")]
+
+    def _words(self) -> list[str]:
+        """What is said of the choice before its bytes, the longest first; k stays longest."""
+        advice = self.advice
+        if not advice.k:
+            return [advice.words, advice.brief]
+        return [f"{advice.words}, {advice.k}", f"{advice.method}, {advice.k}", advice.k]
 
     def _presets(self, width: int) -> Text:
         text = Text(no_wrap=True)

@@ -28,11 +28,12 @@ from vlora_tui.tui.choose.advice import Advice, Preset
 from vlora_tui.tui.choose.figures_pane import LEVELS, Row, Sheet
 from vlora_tui.tui.choose.text import (
     Verdict,
+    brief_goal,
     difference,
     goal_words,
     is_rough,
+    k_range,
     k_words,
-    percent,
     spread,
     summary,
     worst_layer,
@@ -42,6 +43,7 @@ from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.cell_grid import Legend
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
+from vlora_tui.utils.formatting import percent
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
@@ -132,7 +134,9 @@ class LayerTables:
     def so_far(self) -> str:
         """Of what figures are, while layers are missing; empty once all are there."""
         total = len(self.spectra.layer_names)
-        return "" if len(self.measured) == total else f"from {len(self.measured)} of {total} layers"
+        return (
+            "" if len(self.measured) == total else f"from {len(self.measured)} of {total} modules"
+        )
 
     @cached_property
     def stored(self) -> int:
@@ -428,11 +432,11 @@ class LayerTables:
 
     def cells_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the cells are about."""
-        chosen = f"k of each layer{SIDE_NAMES[shown.side] or ' (larger side)'}"
+        chosen = f"k of each module{SIDE_NAMES[shown.side] or ' (larger side)'}"
         words = {
-            "needs": f"k for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
-            "error": f"error of each layer in %{', about' if choosing.is_coded else ''}",
-            "now": "what each layer shares" if choosing.is_coded else chosen,
+            "needs": f"k for {100 * shown.share:g} % of a module{SIDE_NAMES[shown.side]}",
+            "error": f"error of each module in %{', about' if choosing.is_coded else ''}",
+            "now": "what each module shares" if choosing.is_coded else chosen,
         }
         return words[self._cells_of(shown, choosing)]
 
@@ -607,6 +611,9 @@ class LayerTables:
         prediction = None if figures is None else figures.prediction
         return Advice(
             words=goal_words(session.choosing, len(self.spectra.layer_names)),
+            brief=brief_goal(session.choosing),
+            method=session.choosing.method,
+            k=k_range(figures),
             nbytes=None if prediction is None else prediction.nbytes,
             ratio=0.0 if prediction is None else prediction.ratio,
             error=None

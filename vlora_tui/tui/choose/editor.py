@@ -223,7 +223,7 @@ class ChoiceEditor:
         if layer is not None and layer in self._session.choosing.layers:
             self.choose(self._session.choosing.with_layer(layer, None))
         else:
-            self._say(keyed("This layer has no k of its own. <choose.open> sets one."))
+            self._say(keyed("This module has no k of its own. <choose.open> sets one."))
             self._redraw()
 
     # back, beside, on
@@ -263,7 +263,7 @@ class ChoiceEditor:
     def ready(self) -> LayerTables | None:
         """What the keys work on, or a word why they cannot."""
         if self._figures.tables is None:
-            self._say("No layer is measured yet.")
+            self._say("No module is measured yet.")
         return self._figures.tables
 
     def _has_no(self, what: str) -> str:

@@ -18,12 +18,12 @@ from textual.widget import Widget
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
-from vlora_tui.tui.choose.text import bar, goal_words, is_seen, percent, short_packing, spread
+from vlora_tui.tui.choose.text import bar, goal_words, is_seen, short_packing, spread
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import keyed
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 LEVELS = (0.9, 0.95, 0.99)
 BAR = 12  # columns of a bar
@@ -288,11 +288,10 @@ _WIDTHS = (
 )
 _RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
 _DROPPED = ("worst module", "worst task", "dtype", "", "ratio", "k")  # the first goes first
-_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
+_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 15}
 
 
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
-    dash = "-" if ascii_only else "–"
     cells = dict.fromkeys(_WIDTHS, "")
     figures = row.figures
     layers = len(figures.choice.k) if figures is not None and figures.choice is not None else 0
@@ -311,7 +310,7 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         _, low, high = spread(figures)
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
-            "k": str(low) if low == high else f"{low}{dash}{high}",
+            "k": str(low) if low == high else f"{low}-{high}",
             "dtype": dtype if packed is None else short_packing(packed),
             "on disk": bytes_about + size(prediction.nbytes),
         }

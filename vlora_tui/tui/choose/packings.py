@@ -11,11 +11,11 @@ from textual.widgets import Static
 from vlora_engine.compression_target import DEFAULT_BASIS_METHOD, CompressionTarget
 from vlora_engine.quantization.packing import BLOCK_SIZES, NOT_PACKED, QUANTIZATIONS
 from vlora_engine.spectra.choose import if_packed
-from vlora_tui.tui.choose.text import percent, short_packing, target_words
+from vlora_tui.tui.choose.text import short_packing, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.table import Table
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

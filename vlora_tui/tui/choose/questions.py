@@ -38,7 +38,7 @@ def question(
             own = sides_of(now.layers.get(shown.layer, tables.layer_k(shown.layer, figures)))
             return Question(what, label, f"1 to {top}", lambda text: _k(text, top), str(max(own)))
         present = _range(tables, now, figures)
-        hint = f"1 to {top} in every layer" + (f"; {present} keeps each" if "-" in present else "")
+        hint = f"1 to {top} in every module" + (f"; {present} keeps each" if "-" in present else "")
         return Question(what, label, hint, lambda text: _k(text, top, present), present)
     if what == "variance":
         value = "" if current is None else f"{100 * current:g}"
@@ -51,7 +51,7 @@ def question(
         value = "" if current is None else f"{current:.0f}"
         hint = f"on disk, for example 64MB or 2MiB; the adapters take {size(tables.stored)}"
         return Question(what, "bytes", hint, _budget, value)
-    hint = "part of a layer's name, or a pattern such as *attn*; empty shows all"
+    hint = "part of a module's name, or a pattern such as *attn*; empty shows all"
     return Question("filter", "filter", hint, str, shown.pattern)
 
 

@@ -25,11 +25,11 @@ from vlora_engine.utils.naming import cosine_text
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choose.text import bar, percent, target_words
+from vlora_tui.tui.choose.text import bar, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.key_names import key, keyed
 from vlora_tui.tui.text import clean, plural, problem_words
-from vlora_tui.utils.formatting import listed, size
+from vlora_tui.utils.formatting import listed, percent, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
@@ -228,7 +228,7 @@ class Sizes:
         """What is said where there is no curve."""
         missing = len(self.spectra.layer_names) - len(self.spectra.layers)
         if missing:
-            return f"{plural(missing, 'layer')} still to measure"
+            return f"{plural(missing, 'module')} still to measure"
         if self.problem:
             return keyed("cannot be read: <choose.again> measures again")
         if not self._was_read:
@@ -313,7 +313,7 @@ class Sizes:
     def _lacking(self) -> str:
         """Why nothing can be said about coding, and what mends it."""
         if not self.spectra.complete:
-            return "Sharing is measured after the last layer."
+            return "Sharing is measured after the last module."
         if self.problem:
             return f"{clean(self.problem)} ({key('choose.again')} measures again)"
         if not self._was_read:
@@ -408,7 +408,7 @@ def _names(tasks: tuple[str, ...]) -> str:
 
 def _where(layers: tuple[str, ...], total: int, short: dict[str, str]) -> str:
     if len(layers) == total:
-        return f"in all {plural(total, 'layer')}"
+        return f"in all {plural(total, 'module')}"
     if len(layers) <= FEW:
         return "in " + ", ".join(short.get(name, clean(name)) for name in layers)
-    return f"in {len(layers)} of {plural(total, 'layer')}"
+    return f"in {len(layers)} of {plural(total, 'module')}"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import CompressionTarget, LayerK, one_k
+from vlora_engine.utils.naming import LEAST_SHARE
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.key_names import key
-from vlora_tui.utils.formatting import listed, size
+from vlora_tui.utils.formatting import listed, percent, size
 
 if TYPE_CHECKING:
     from vlora_engine.quantization.packing import Quantization
@@ -114,7 +115,7 @@ def _coded_summary(figures: Figures) -> str:
     if not _sharing(figures):
         return f"{words} Sharing saves nothing at this error: each adapter is coded alone."
     return (
-        f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} layers saves ~{size(saved)} "
+        f"{words} Sharing in {_sharing(figures)}/{len(coded.kinds)} modules saves ~{size(saved)} "
         f"({key('choose.next_pane')}: who shares what)."
     )
 
@@ -134,20 +135,9 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     return round(statistics.median(ks)), min(ks), max(ks)
 
 
-SEEN = 1e-5  # an error below is shown as "<0.001 %"
-
-
 def is_seen(error: float) -> bool:
     """Whether an error is more than rounding; below, which task has most of it says nothing."""
-    return error >= SEEN
-
-
-def percent(value: float) -> str:
-    """A relative error or a share as a person reads it: three digits at most."""
-    if 0 < value < SEEN:
-        return "<0.001 %"
-    value *= 100
-    return f"{value:.0f} %" if value >= 99.95 else f"{value:.3g} %"
+    return error >= LEAST_SHARE
 
 
 def bar(share: float, width: int, *, ascii_only: bool) -> str:
@@ -186,14 +176,32 @@ def goal_words(choosing: CompressionTarget, layers: int) -> str:
     """The method and what was asked for, with the layers that have a k of their own.
 
     Args:
-        layers: How many there are; where all have their own k, it is one "by layer".
+        layers: How many there are; where all have their own k, it is one "by module".
     """
     words, packed = target_words(choosing), choosing.quantization
     if choosing.layers and choosing.k_range is not None:
         least, most = choosing.k_range
         by_layer = len(choosing.layers) >= layers and choosing.goal[0] == "k"
-        words = f"k {least}-{most} by layer" if by_layer else f"{words} +{len(choosing.layers)} set"
+        words = (
+            f"k {least}-{most} by module" if by_layer else f"{words} +{len(choosing.layers)} set"
+        )
     return f"{choosing.method}, {words}" + (f", as {short_packing(packed)}" if packed else "")
+
+
+def brief_goal(choosing: CompressionTarget) -> str:
+    """What was asked for, where there is no room for the method: ``k 4-24 int4``."""
+    packed, words = choosing.quantization, target_words(choosing)
+    if choosing.layers and choosing.k_range is not None and choosing.goal[0] == "k":
+        words = "k {}-{}".format(*choosing.k_range)
+    return words + (f" {short_packing(packed)}" if packed else "")
+
+
+def k_range(figures: Figures | None) -> str:
+    """The k that a target came to, ``k 17-72``; empty where k is what was asked for, or none is."""
+    if figures is None or figures.choice is None or figures.choosing.goal[0] == "k":
+        return ""
+    _, least, most = spread(figures)
+    return f"k {least}" if least == most else f"k {least}-{most}"
 
 
 def short_packing(packed: Quantization) -> str:
@@ -222,7 +230,7 @@ def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
     if not layers:
         return "same k everywhere"
     if len(layers) == len(now.k) and len(layers) > 3:
-        return f"all {len(layers)} layers differ"
+        return f"all {len(layers)} modules differ"
     changes = {name: max(other.k.get(name, (0, 0))) - max(now.k[name]) for name in layers}
     return listed([f"{short.get(name, name)} {by:+d}" for name, by in changes.items()], 2)
 

@@ -38,7 +38,7 @@ from vlora_tui.tui.widgets.folding import Hanging
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, stage_words
 
 BESIDE = ("layers", "sizes")  # right of the curve, one at a time
 LOWER = ("figures", "sharing", "losses")  # below it, one at a time
@@ -141,16 +141,16 @@ class ChooseView(View):
         if problem is not None:
             again = keyed("Press <step.adapters>, then <step.choose> to try again.")
             return f"{count} could not be measured.\n\n{problem}\n\n{again}"
-        doing = f"Measuring {count}: no layer is done yet."
+        doing = f"Measuring {count}: no module is done yet."
         if view is not None and view.state.is_over:
             why = keyed("Press <step.run> to see why.")
             return f"Measuring {count}: the job is {view.state}. {why}"
         if view is not None and view.progress is not None:
             at = view.progress
-            far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
+            far = f"{stage_words(clean(at.stage))} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         doing = self.host.jobs.waiting_words(self.host.jobs.spectra_job) or doing
-        more = keyed("The curve fills layer by layer. <step.run> shows the job and its log.")
+        more = keyed("The curve fills module by module. <step.run> shows the job and its log.")
         return f"{doing}\n\n{more}"
 
     def is_of_use(self, action: str) -> bool:
@@ -233,7 +233,7 @@ class ChooseView(View):
     async def action_build(self) -> None:
         """Start to build what is on screen, and show Run."""
         if not self.session.marked or self.editor.ready() is None:
-            self._say("Nothing to build yet: mark adapters in step 1.")
+            self._say(keyed("Nothing to build yet: mark adapters (<step.adapters>)."))
             return
         await self.host.show_step("run")
         view = self.host.view

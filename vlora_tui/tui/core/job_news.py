@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vlora_tui.tui.text import clean, plural
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, stage_words
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
@@ -47,7 +47,7 @@ def far_words(view: JobView) -> str:
         return "starting" if str(view.state) == RUNNING else str(view.state)
     at = view.progress
     left = "" if view.eta is None else f", {left_words(view.eta)}"
-    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
+    return f"{stage_words(at.stage)} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def left_words(seconds: float) -> str:

@@ -247,7 +247,7 @@ class Session:
         """
         target, spectra = choosing or self.choosing, self.spectra
         if spectra is None or not spectra.layers:
-            return Figures(target, problem="no layer is measured yet")
+            return Figures(target, problem="no module is measured yet")
         key = self._key(target, spectra)
         known = self._figures.get(key)
         if known is None:

@@ -88,7 +88,7 @@ class Measured(NamedTuple):
         """The result in a line."""
         words = f"Rank {self.rank}, {plural(self.modules, 'module')}"
         if self.cut_error:
-            words += f"; cutting the rank changes dW by {100 * self.cut_error:.2g} %"
+            words += f"; cutting the rank changes dW by {percent(self.cut_error)}"
         if self.left_out:
             words += f"; left out, as they differ: {plural(self.left_out, 'tensor')} beside A and B"
         return words + "."
@@ -130,10 +130,17 @@ class DetailsPane(Vertical):
         Args:
             target: Whom the doctor was asked for; None where nobody in particular.
         """
+        self._show(Text() if row is None else row_text(row, target, outcome, self._tones))
+
+    def say(self, words: str) -> None:
+        """Say this where there is no output to show."""
+        self._show(Text(words))
+
+    def _show(self, text: Text) -> None:
         self.set_class(False, "merging")
         self.border_title, self.border_subtitle = "Details", ""
         self._wanted = None
-        self._say(Text() if row is None else row_text(row, target, outcome, self._tones))
+        self._say(text)
 
     # a merge
 
@@ -314,8 +321,8 @@ def _written(text: Text, path: str, outcome: Outcome, tones: Tones) -> None:
         text.append("read back ", style=tones["good"])
         text.append(f"dW is {off(outcome.verified[path])}\n")
     if "former_ranks" in report or "error" in report:
-        worst = f", at worst {100 * report['worst_error']:.2g} % in {report['worst_module']}"
-        text.append(f"cost      dW changed by {100 * report['error']:.2g} %")
+        worst = f", at worst {percent(report['worst_error'])} in {report['worst_module']}"
+        text.append(f"cost      dW changed by {percent(report['error'])}")
         text.append(f"{clean(worst) if report.get('worst_module') else ''}\n")
     line = outcome.start_line(path)
     if line:
@@ -325,7 +332,7 @@ def _written(text: Text, path: str, outcome: Outcome, tones: Tones) -> None:
 def _finding(text: Text, finding: Finding, tones: Tones) -> None:
     text.append(f"{finding.severity:<10}", style=tones.get(finding.severity, tones["muted"]))
     text.append(f"{clean(finding.what)}\n")
-    for label, words in (("fix", advice(finding.remedy or "")), ("command", finding.fix)):
-        if words:
-            text.append(f"{label:<10}", style=tones["good"])
-            text.append(f"{clean(words)}\n")
+    fix = advice(finding.remedy or "")
+    if fix:
+        text.append(f"{'fix':<10}", style=tones["good"])
+        text.append(f"{clean(fix)}\n")

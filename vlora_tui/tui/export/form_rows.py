@@ -224,7 +224,7 @@ def edit_of(settings: Settings, key: str, names: Sequence[str]) -> Edit:
         return Edit("Weights", words, value, lambda text: parse_weights(text, len(names)))
     if key == "layers":
         words = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
-        return Edit("Layers", words, settings.layers, lambda text: parse_layers(text, len(names)))
+        return Edit("Modules", words, settings.layers, lambda text: parse_layers(text, len(names)))
     named = {"new_rank": NEW_RANK, "share": SHARE, **MERGE_EDITS}
     by_name = {parameter.name: parameter for parameter in settings.spec.parameters}
     parameter = by_name.get(key) or named[key]

@@ -125,7 +125,7 @@ def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Fie
 def _layers_line(settings: Settings, marked: int) -> Field:
     about = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
     wrong = wrong_in(lambda: parse_layers(settings.layers, marked))
-    return Field("layers", "layers", settings.layers or "same for all", "text", about, wrong)
+    return Field("layers", "modules", settings.layers or "same for all", "text", about, wrong)
 
 
 def wrong_in(parse: Callable[[], object]) -> str:

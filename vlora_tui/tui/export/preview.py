@@ -129,9 +129,9 @@ class PreviewPane(Vertical):
     def _title(self, starting: bool) -> str:
         view = self._view
         if view is not None and view.state.is_over:
-            return "Written" if view.error is None else "Not all was written"
+            return "Written" if view.error is None else "Written in part"
         if view is not None or starting:
-            return "Being written"
+            return "Writing"
         return "Will be written"
 
     def _cells(self, row: Row) -> list[Cell]:

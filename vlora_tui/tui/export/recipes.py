@@ -215,7 +215,9 @@ def parse_layers(text: str, count: int) -> dict[str, list[float]]:
         weights = parse_weights(words, count)
         if not equals or not pattern.strip() or weights is None:
             raise ParameterError(
-                "Layers are a pattern and its weights", expected="*.attn.*=0.7,0.3", found=part
+                "Enter a pattern of modules and its weights",
+                expected="*.attn.*=0.7,0.3",
+                found=part,
             )
         layers[pattern.strip()] = list(weights)
     return layers

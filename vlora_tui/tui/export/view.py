@@ -40,7 +40,7 @@ from vlora_tui.tui.export.worker import (
     SubspaceBuilt,
 )
 from vlora_tui.tui.key_names import key, keyed
-from vlora_tui.tui.text import plural, tilde
+from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.buttons import Button, Buttons
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
@@ -63,6 +63,10 @@ NOTHING = (
 
 PAUSE_SECONDS = 0.15  # without a key, after which a merge is measured anew
 QUICK_BYTES = 512 << 20  # of adapters: what takes longer is measured when it is asked for
+
+
+def _not_marked(name: str) -> str:
+    return f"{clean(name)} is not marked: {key('export.mark')} marks it."
 
 
 class ExportView(PaneView):
@@ -151,6 +155,12 @@ class ExportView(PaneView):
                 return doing == "export" and not done
             case "open":
                 return done
+            case "start":
+                return self._can_start
+            case "mark":
+                return self.pane == "export-items"
+            case "enter":
+                return self.pane != "export-details" or done
         return True
 
     def open_filter(self) -> None:
@@ -297,27 +307,47 @@ class ExportView(PaneView):
         self.query_one(Buttons).show(self._buttons())
         self._draw_details()
         self.query_one(PaneTabs).show(self.panes(), self.pane)
-        footer = (self._settings.doing, self._preview.is_done)
+        footer = (self._settings.doing, self._preview.is_done, self._can_start)
         if footer != self._footer:  # other keys are of use now
             self._footer = footer
             self.app.screen.refresh_bindings()
 
+    @property
+    def _is_writing(self) -> bool:
+        view = self.job.view
+        return self.job.is_expected if view is None else not view.state.is_over
+
+    @property
+    def _can_start(self) -> bool:
+        """Whether there is something to write, and nothing in its way."""
+        if self._source is None or self._is_writing:
+            return False
+        return start_label(self._settings, self._plan, self._marked)[1]
+
     def _buttons(self) -> list[Button]:
         """What can be done now; or why nothing is written."""
-        view, plan = self.job.view, self._plan
-        if self.job.is_expected if view is None else not view.state.is_over:
+        if self._is_writing:
             return [Button("", "Writing")]
-        label, can_start = start_label(self._settings, plan, self._marked)
+        label, can_start = start_label(self._settings, self._plan, self._marked)
         start = Button("export.start", label, "start") if can_start else Button("", label)
         if self._preview.is_done:
             return [Button("export.open", "Open result", "open"), start]
         return [start]
 
+    def _follow_item(self) -> None:
+        """The preview and the details are about the line that the cursor is on."""
+        self._preview.go_to(self._items.table.row)
+        self._draw_details()
+
     def _draw_details(self) -> None:
         preview, settings = self._preview, self._settings
         if settings.doing != "merge":
             target = settings.target if settings.doing == "export" else None
-            self._details.show_row(preview.row, target, preview.outcome)
+            item = self._items.table.row
+            if self.pane == "export-items" and item and item.name not in self._items.marked:
+                self._details.say(_not_marked(item.name))
+            else:
+                self._details.show_row(preview.row, target, preview.outcome)
             return
         recipe = self._recipe()
         likeness = likeness_of(self.session.spectra) if self._is_input else None
@@ -555,7 +585,9 @@ class ExportView(PaneView):
         self.action_mark()
 
     def on_table_moved(self, event: Table.Moved) -> None:
-        if event.table.id == "row-table":
+        if event.table.id == "item-table":
+            self._follow_item()
+        elif event.table.id == "row-table":
             self._draw_details()
 
     def on_table_pressed(self) -> None:

@@ -104,7 +104,7 @@ class FindingsPane(AskingPane):
     def call_doctor(self) -> str | None:
         """Have every tensor looked at; why that cannot be, or None."""
         if not inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks):
-            return "There is nothing here that the doctor could look at."
+            return "Nothing here for the doctor to check."
         self.ask(self._doctor, inspect_finding_rows.doctor_findings, again=True)
         self._judged.clear()  # something may have been mended since
         self.judge()
@@ -164,7 +164,7 @@ class FindingsPane(AskingPane):
         if self.asking is not None:
             return keyed("Reading every tensor… (<inspect.stop> to stop)")
         if problem is not None:
-            return f"The doctor could not look: {clean(problem)}"
+            return f"The doctor failed: {clean(problem)}"
         if self._judging is not None:
             return f"Reading headers for {self._judging[0]}…"
         return ""

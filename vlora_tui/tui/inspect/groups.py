@@ -12,6 +12,7 @@ from vlora_engine.utils.naming import cosine_text
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.rows import GROUP_COLUMNS, GROUP_WORDS, group_cells, group_names
+from vlora_tui.tui.key_names import key
 from vlora_tui.tui.widgets.table import Cell, Table
 
 
@@ -66,6 +67,6 @@ class GroupsPane(Vertical):
     def _say(self) -> None:
         text = self.row_text()
         if text is None and self._likeness is not None:
-            text = "No two are that similar; [ lowers the threshold."
+            text = f"No two are that similar; {key('inspect.lower')} lowers the threshold."
             text += "" if self._is_known else " Looking for copies and runs."
         self.query_one("#groups-said", Static).update(text or "")

@@ -16,7 +16,7 @@ HELP = (
     "have, and the overlap of outputs and inputs.\n"
     "<inspect.enter> on a pair compares its layers. On the diagonal you see one adapter. "
     "<inspect.measure> shows another figure of the layers; <inspect.coverage> how much of the "
-    "adapter the open subspace covers. <inspect.enter> on a layer shows its singular values. "
+    "adapter the open subspace covers. <inspect.enter> on a module shows its singular values. "
     "<inspect.next> and <inspect.before> go to the next adapter, pair, task or module and back.\n"
     "An outlier's score of 2 is what one in twenty sound collections shows. <inspect.doctor> asks "
     "the doctor, who reads every tensor; <inspect.target> adds what a server or a program would "

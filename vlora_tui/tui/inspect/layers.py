@@ -289,7 +289,7 @@ class LayersPane(AskingPane):
             return self._stored(self._stored_task or "")
         figures = self.session.figures()
         if figures.choice is None:
-            return figures.problem or "There is no choice of k yet: 2."
+            return figures.problem or keyed("No k is chosen yet: <step.choose>.")
         return inspect_data.losses_of(spectra, figures.choice, subject.index)
 
     @property

@@ -150,7 +150,7 @@ class Navigation:
         elif remark.path in self._session.infos:
             self._view.post_message(AdaptersWanted(remark.about))
         else:
-            self._view.notify("It is about no one adapter that is open here.", markup=False)
+            self._view.notify("This finding is about no adapter that is open here.", markup=False)
 
     def _compare(self) -> None:
         """Have the pair compared."""

@@ -49,7 +49,7 @@ class OutliersPane(Vertical):
             "No outliers." if kin
             else "Calculating…" if measured and not self._ascii_only
             else "Calculating." if measured
-            else "Known when all layers are measured."
+            else "Known when all modules are measured."
         )  # fmt: skip
         self._most = max((row.score for row in rows), default=0.0)
         self._table.show(ranked(rows, figures[sort], lambda row: row.name))

@@ -189,7 +189,7 @@ class InspectPanes:
     def _why_no_matrix(self) -> str:
         if self._session.spectra is None and self._view.host.jobs.is_measuring:
             return keyed(
-                "Measuring… <step.choose> shows the layers that are done, <step.run> the job."
+                "Measuring… <step.choose> shows the modules that are done, <step.run> the job."
             )
         if self._session.spectra is None and (count := len(self._session.included)):
             marked = plural(count, "marked adapter")

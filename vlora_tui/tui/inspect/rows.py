@@ -216,7 +216,7 @@ def layer_words(
     if isinstance(values, str):
         return Text(clean(values))
     if not values:
-        return Text("It has no layers here.")
+        return Text("It has no modules here.")
     text = Text()
     if layer is not None and layer in values:
         text.append(clean(layer), style="bold")
@@ -243,7 +243,7 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     if words:
         text.append(f"\nfix: {words}", style="not bold")
     if fix:
-        text.append(f"\ny copies: {fix}", style="not bold")
+        text.append(f"\n{key('app.copy')} copies the command that does it", style="not bold")
     if where and where not in row.what:
         text.append(f"\n{tilde(where)}", style="not bold")
     return text
@@ -289,7 +289,7 @@ def why_no_likeness(spectra: object) -> str:
         )
     if not spectra.complete:
         done, total = len(spectra.layers), len(spectra.layer_names)
-        return f"Known when all layers are measured: {done} of {total}."
+        return f"Known when all modules are measured: {done} of {total}."
     return "These spectra hold no inner products: there are too many adapters for that."
 
 

@@ -44,8 +44,8 @@ PICTURES = {
     "interference": "the matrix of interference, and the pair's layers",
     "not measured": "measures it",
     "task": "the task's layers",
-    "error": "the error of every layer",
-    "bits": "the bits of every layer",
+    "error": "the error of every module",
+    "bits": "the bits of every module",
 }
 
 
@@ -223,10 +223,10 @@ def about_subspace(manifest: Manifest, figures: LayerFigures | None) -> list[Sen
         return rows
     errors, bits = figures.by_layer(figures.errors), figures.by_layer(figures.bits)
     short = shortened(figures.layers)
-    usual = f"the median layer has {share(float(np.median(figures.errors)))}"
+    usual = f"the median module has {share(float(np.median(figures.errors)))}"
     most = worst(errors)
     if most is not None:
-        words = f"{short[most]} has the largest error of all layers: {share(errors[most])} of dW"
+        words = f"{short[most]} has the largest error of all modules: {share(errors[most])} of dW"
         rows.append(Sentence("error", f"{words}; {usual}.", module=most))
     total = 8 * float(figures.nbytes.sum()) / max(1.0, float(figures.weights.sum()))
     dear = worst(bits)

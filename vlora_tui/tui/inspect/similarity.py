@@ -295,6 +295,7 @@ class AlikePane(AskingPane):
         more = f", {len(self._at)} marked ones measured" if some else ""
         self.border_subtitle = self._subtitle + more
         self._matrix.styles.height = 1 if likeness is None else "1fr"
+        self.set_class(likeness is None, "nothing")
         names = () if likeness is None else likeness.names
         legend = LEGENDS[self._measure]
         values, top = self._values, 1.0 if self.is_of_interference else None

@@ -281,7 +281,7 @@ class InspectView(PaneView):
         if self.pane == "inspect-tasks":
             self.contents.tasks.keep()
             if self.contents.tasks.compared_with is not None:
-                words = keyed("Kept. <inspect.enter> on another task compares the two.")
+                words = keyed("Marked. <inspect.enter> on another task compares the two.")
                 self.notify(words, markup=False)
 
     def action_turn(self) -> None:

@@ -390,7 +390,7 @@ def _spectra_card(view: JobView) -> Card | None:
     ready = view.last(events.SpectraReady)
     if ready is None or view.job.info.kind != "spectra":
         return None
-    words = f"{plural(ready.tasks, 'adapter')} measured in {plural(ready.layers, 'layer')}"
+    words = f"{plural(ready.tasks, 'adapter')} measured in {plural(ready.layers, 'module')}"
     return Card(words, (Line("path", tilde(ready.path)),), ("choose",))
 
 

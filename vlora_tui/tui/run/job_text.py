@@ -10,8 +10,8 @@ from rich.text import Text
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.key_names import keyed
-from vlora_tui.tui.text import advice, clean, plural, tilde
-from vlora_tui.utils.formatting import how_fast, how_much, percent, size, times
+from vlora_tui.tui.text import advice, clean, in_words, plural, tilde
+from vlora_tui.utils.formatting import how_fast, how_much, percent, size, stage_words, times
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ def how_far(view: JobView) -> str:
         return "starting"
     left = "" if view.eta is None else f", {duration(view.eta)} left"
     at = view.progress
-    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
+    return f"{stage_words(at.stage)} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def details(view: JobView, *, ascii_only: bool = False) -> Text:
@@ -77,8 +77,8 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
             words = keyed("<run.leave_out> skips what cannot be used, and starts again.\n")
             text.append(words, "bold")
     if str(view.state) == "vanished":
-        text.append("Its process is gone and never said how it ended. ", "bold")
-        text.append(keyed("<run.resume> continues from the layers that are built.\n"))
+        text.append("Its process ended without a result. ", "bold")
+        text.append(keyed("<run.resume> continues from the modules that are built.\n"))
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")
     text.append(f"log: {tilde(view.job.log_path)}", "dim")
@@ -104,7 +104,7 @@ def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
         return
     full = round(BAR * progress.done / progress.total)
     on, off = ("#", ".") if ascii_only else ("━", "─")
-    text.append(f"{progress.stage} ")
+    text.append(f"{stage_words(progress.stage)} ")
     text.append(on * full, "bold")
     text.append(off * (BAR - full), "dim")
     text.append(f" {how_much(progress.stage, progress.done, progress.total)}")
@@ -132,7 +132,7 @@ def event_line(event: events.Event) -> str | None:
             return f"checked   {event.good} ok, {len(event.bad)} bad"
         case events.SpectraReady():
             how = "from the cache" if event.reused else "measured"
-            return f"spectra   {how}: {plural(event.layers, 'layer')}"
+            return f"spectra   {how}: {plural(event.layers, 'module')}"
         case events.Chosen():
             errors = f"{percent(event.mean_error)} mean, {percent(event.max_error)} worst"
             return f"chosen    {event.label}: ~{size(event.nbytes)}, error ~{errors}"
@@ -173,7 +173,7 @@ def event_line(event: events.Event) -> str | None:
             return f"stopped   {clean(event.text)}"
         case events.Remark():
             where = "" if event.where in event.text else f": {tilde(event.where)}"
-            return f"note      {clean(event.text).rstrip('.')}{where}"
+            return f"note      {clean(in_words(event.text)).rstrip('.')}{where}"
     return None
 
 
@@ -185,7 +185,7 @@ def _measured(figures: dict[str, object]) -> str:
 
 
 def _say_error(text: Text, error: dict[str, object]) -> None:
-    text.append(f"{clean(error.get('what', 'failed'))}\n", "bold")
+    text.append(f"{clean(in_words(str(error.get('what', 'failed'))))}\n", "bold")
     for key, label in (
         ("where", "where"),
         ("expected", "expected"),
@@ -193,7 +193,7 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
         ("remedy", "fix"),
     ):
         words = clean(error.get(key) or "")
-        words = advice(words) if key == "remedy" else words
+        words = advice(words) if key == "remedy" else in_words(words)
         if words:
             text.append(f"  {label}: {words}\n")
     nested = error.get("errors")
@@ -283,7 +283,7 @@ def goal_words(target: CompressionTarget) -> str:
     """What is aimed at, as one says it, with the layers that have a k of their own."""
     name, value = target.goal
     words = {
-        "k": f"k = {value:.0f} for every layer",
+        "k": f"k = {value:.0f} for every module",
         "variance": f"at least {percent(value)} of the variance",
         "max_error": f"max error {percent(value)} per task",
         "mean_error": f"mean error {percent(value)}",
@@ -293,7 +293,7 @@ def goal_words(target: CompressionTarget) -> str:
         return words[name]
     least, most = target.k_range
     whose = "its" if len(target.layers) == 1 else "their"
-    own = f"{plural(len(target.layers), 'layer')} with a k of {whose} own"
+    own = f"{plural(len(target.layers), 'module')} with a k of {whose} own"
     if name == "k":
         return f"k {least}-{most}, {own}"
     return f"{words[name]}; {own}"

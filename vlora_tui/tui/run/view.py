@@ -55,7 +55,7 @@ COLUMNS = (
     Column("method", "method", least=6, most=24, keep=2),
     Column("bytes", "size", right=True, keep=3),
     Column("error", "worst error", right=True, keep=4),
-    Column("far", "", least=8, keep=1),
+    Column("far", "", least=14, keep=4),
     Column("when", "started", keep=0),
 )
 
@@ -190,7 +190,7 @@ class RunView(Desk):
             case "start":
                 if self.has_class("result"):
                     return False
-                return bool(self.session.marked) or self.editor.recipe is not None
+                return len(self.session.groups) == 1 or self.editor.recipe is not None
         return True
 
     def _draw_keys(self) -> None:
@@ -278,7 +278,7 @@ class RunView(Desk):
     def _fields(self) -> list[Field]:
         output = tilde(self.session.output or self.session.default_output())
         there = os.path.lexists(self.session.output or "")
-        hint = "exists: replacing it takes a typed word" if there else ""
+        hint = "exists: replacing it asks first" if there else ""
         return [
             Field("output", "output", output + (f"  ({hint})" if hint else ""), "text"),
             Field("device", "device", self.session.device, "choice"),
@@ -291,6 +291,8 @@ class RunView(Desk):
                 Button("run.recipe", "Edit again", "recipe"),
                 Button("run.back", "Discard", "back"),
             ]
+        if len(self.session.groups) > 1:
+            return [Button("step.adapters", "Mark one group", "to_adapters")]
         if self.session.marked:
             count = len(self.session.included)
             label = f"Build {count} adapter{'s' if count != 1 else ''}"
@@ -381,8 +383,12 @@ class RunView(Desk):
             if word is not None:
                 start(force=True)
 
-        words = f"{tilde(output)}\nis there already and would be deleted."
+        words = f"{tilde(output)}\nexists and would be replaced."
         self.app.push_screen(Prompt("Replace the output", words, expect="replace"), answered)
+
+    async def action_to_adapters(self) -> None:
+        """Go to the list, to mark other adapters."""
+        await self.host.show_step("adapters")
 
     def action_output(self) -> None:
         field = self.query_one("#place", PathInput)
@@ -433,7 +439,7 @@ class RunView(Desk):
             return
         self._ask(
             "cancel",
-            "Stop at the next layer: k keep the layers built, d discard them, any other key cancel",
+            "Stop after this module: k keep what is built, d discard it, any other key cancel",
         )
 
     def action_remove(self) -> None:
@@ -442,12 +448,12 @@ class RunView(Desk):
             words = "A running job cannot be forgotten: <run.cancel> stops it."
             self.notify(keyed(words), severity="warning", markup=False)
             return
-        self._ask("remove", "Forget this job and its unfinished layers: y yes, any other key no")
+        self._ask("remove", "Forget this job and its unfinished modules: y yes, any other key no")
 
     def action_resume(self) -> None:
         view = self.job
         if view is None or not view.can_resume:
-            self.notify("Only a job that stopped before its end can resume.", severity="warning")
+            self.notify("Only a stopped job can be resumed.", severity="warning")
             return
         self.host.jobs.resume(view.job.id)
 
@@ -483,7 +489,7 @@ class RunView(Desk):
         elif view is not None and view.outputs and not view.last(events.Pushed):
             await self.host.show_adapters(view.outputs)
         else:
-            self.notify("This job has made nothing that could be opened.", severity="warning")
+            self.notify("This job made nothing to open.", severity="warning")
 
     async def action_export(self) -> None:
         """Go to Export with the job's subspace, or with the adapters that it made."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 PUSH_TITLE, POP_TITLE = "\x1b[22;2t", "\x1b[23;2t"
 BELL, ESCAPE = "\x07", "\x1b"
 # Those that take OSC 9; the others that notify at all (VTE, foot, urxvt) take OSC 777.
-_OSC_9 = ("iTerm.app", "WezTerm", "ghostty", "kitty", "vscode", "mintty")
+_OSC_9 = ("iTerm.app", "WezTerm", "ghostty", "kitty", "vscode", "mintty", "WarpTerminal")
+LONGEST = 200  # characters of a notification: no desktop shows more
 # How those are known in tmux, which gives its own name and passes the rest of the environment on.
 _OSC_9_MARKS = ("ITERM_SESSION_ID", "WEZTERM_PANE", "GHOSTTY_RESOURCES_DIR", "KITTY_WINDOW_ID")
 
@@ -23,7 +24,9 @@ def notification(summary: str, body: str, environ: Mapping[str, str] = os.enviro
 
     In tmux it is wrapped, so that the terminal outside gets it where ``allow-passthrough`` is on.
     """
+    body = body[:LONGEST]
     takes_9 = environ.get("TERM_PROGRAM") in _OSC_9 or "kitty" in environ.get("TERM", "")
+    takes_9 = takes_9 or environ.get("LC_TERMINAL") == "iTerm2"  # which goes through SSH
     in_tmux = bool(environ.get("TMUX"))
     if takes_9 or (in_tmux and any(environ.get(mark) for mark in _OSC_9_MARKS)):
         asked = f"\x1b]9;{_harmless(f'{summary}: {body}')}{BELL}"

@@ -15,6 +15,8 @@ from textual.widgets import Input, Static
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.widgets.bindings import hidden
 
+NARROW = 80  # columns, under which what is said of an answer takes more lines than one
+
 
 @dataclass(frozen=True)
 class Question:
@@ -97,3 +99,4 @@ class AskLine(Horizontal):
         hint = self.query_one("#ask-hint", Static)
         hint.update(text)
         hint.set_class(wrong, "-wrong")
+        self.set_class(self.app.size.width < NARROW, "-narrow")

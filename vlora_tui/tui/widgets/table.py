@@ -130,6 +130,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         self._head = 1 if header else 0
         self._widths: list[tuple[int, int]] = []  # (index of the column, width)
         self._wanted: list[int] = []
+        self._arranged = Size()  # for which the widths are
         self._styles_of: dict[str, Style] = {}
 
     # what is shown
@@ -249,6 +250,8 @@ class Table(ScrollView, Generic[Row], can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         width = self.size.width
+        if self._arranged != self.size:  # it is drawn before it hears that it has another size
+            self._arrange()
         if y < self._head:
             return self._header(width)
         row = y - self._head + round(self.scroll_y)
@@ -319,6 +322,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
 
     def _arrange(self) -> None:
         """Choose the columns that fit, then share out what is left among those that can grow."""
+        self._arranged = self.size
         if not self._wanted:
             self._wanted = self._measure()
         # Without the scroll bar whether it is there by now or not: it comes and goes by itself.

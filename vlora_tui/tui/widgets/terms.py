@@ -16,6 +16,10 @@ class Term(NamedTuple):
 
 TERMS = (
     Term("adapter", "A LoRA: two small matrices A and B for each module that it changes."),
+    Term("module", "One weight matrix of the model that adapters change, such as h.3.attn.c_attn.",
+         r"modules?"),
+    Term("layer", "A block of the model, with several modules: layer 3 has all that is called h.3. "
+         "In a heat map a layer is a row, a module is a cell.", r"layers?"),
     Term("dW", "The weight change that the model sees: scale x B A. All errors here are relative "
          "errors of dW: 5 % means that the stored dW is off by 5 % of its length."),
     Term("task", "An adapter inside a subspace."),

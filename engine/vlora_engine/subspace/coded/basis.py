@@ -31,6 +31,7 @@ from vlora_engine.subspace.basis import (
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.soundness import damaged
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.naming import percent_text
 from vlora_engine.utils.run_context import RunContext
 
 METHOD, DTYPE = "delta", "F16"  # what the tasks decode to has fewer digits than fp16 keeps
@@ -95,9 +96,9 @@ class BasisFigures:
         k = f"{self.least_k} to {self.largest_k}"
         k = k if self.least_k != self.largest_k else str(self.largest_k)
         return (
-            f"made a shared basis: k {k}, {self.nbytes:,} bytes, error {self.error:.2%} "
-            f"({self.variance:.2%} of the tasks' energy), {self.seconds:.1f} s"
-            + (f"; {self.clamped} layers have no more directions" if self.clamped else "")
+            f"made a shared basis: k {k}, {self.nbytes:,} bytes, error {percent_text(self.error)} "
+            f"({percent_text(self.variance)} of the tasks' energy), {self.seconds:.1f} s"
+            + (f"; {self.clamped} modules have no more directions" if self.clamped else "")
         )
 
 
@@ -169,7 +170,7 @@ def make_basis(
     made: list[LayerBasis] = []
     clamped = 0
     for index, spec in enumerate(layers):
-        run.stop_if_asked(f"Stopped at {index} of {len(layers)} layers (basis).")
+        run.stop_if_asked(f"Stopped at {index} of {len(layers)} modules (basis).")
         stack = decoded_stack(tasks, index, by_layer[index])
         if stack is None:
             continue

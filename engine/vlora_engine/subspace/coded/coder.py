@@ -25,7 +25,6 @@ from vlora_engine.errors import TargetError
 from vlora_engine.subspace.coded.layer_parts import Parts
 from vlora_engine.subspace.request import Collection
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.progress import Progress
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.workers import map_ordered
 
@@ -67,6 +66,7 @@ class Coder:
     Args:
         parts: Makes the place for the layers of a forecast. size: The bytes on disk that a coded
             collection will take.
+        stage: What progress calls it: ``build`` until all layers were coded once, then ``refine``.
     """
 
     collection: Collection
@@ -76,6 +76,7 @@ class Coder:
     size: Callable[[Coded], int]
     context: RunContext
     room: Callable[[int], None] | None = None
+    stage: str = "build"
 
     def run(self) -> Coded:
         """Code the collection.
@@ -217,6 +218,8 @@ class Coder:
         with closing(layers):
             for index, layer in zip(missing, layers, strict=True):
                 parts.write(index, layer)
+        if done + len(missing) >= total:
+            self.stage = "refine"
 
     def _figures(self, parts: Parts, layers: Iterable[int]) -> tuple[Array, int]:
         """Of coded layers: (N,) shares of ||dW||^2 that they miss, and their bytes."""
@@ -250,16 +253,13 @@ class Coder:
         names = [spec.name for spec in self.collection.layers]
         sources, device = self.collection.sources, pick_device(self.context.device)
 
-        def progress(step: Progress) -> None:
-            self.context.report(step.stage, done + step.done, total, step.detail)
-
         def work(index: int) -> CodedLayer:
             stack = read_stack(names[index], sources, self.collection.weights, device)
             task_steps = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
-        context = replace(self.context, progress=progress)
-        return map_ordered(work, list(chosen), context, stage="build", describe=names.__getitem__)
+        run = self.context.after(done, total)
+        return map_ordered(work, list(chosen), run, stage=self.stage, describe=names.__getitem__)
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""

@@ -139,11 +139,15 @@ def measure(
     related = set(rate_tables.clusters) - (set() if is_one_family else {EVERYBODY})
     offers = [(n, "delta") for n in rate_tables.clusters] + [(n, "klt") for n in sorted(related)]
     families = list(_families(order).values())
+    done, most = 0, sum(map(_most_looks, families))
     for choose in (_middle, _ends, _some):
         works = [work for rows in families for work in choose(rate_tables, rows, offers, aim)]
-        seen = map_ordered(look, works, run, stage="groups")
+        seen = map_ordered(look, works, run.after(done, most), stage="groups")
         with closing(seen):
             rate_tables.groups |= seen
+        done += len(works)
+    if done < most:
+        run.report("groups", most, most)  # the others are not worth a look
     for rows in families:
         if aim is None or _promising(rate_tables, rows[len(rows) // 2], aim):
             _borrow(rate_tables, rows)
@@ -164,6 +168,11 @@ class Look:
 
     def __str__(self) -> str:
         return str(self.layer)
+
+
+def _most_looks(rows: Sequence[int]) -> int:
+    """How many layers of a family are looked at, if everything promises something everywhere."""
+    return len({rows[0], rows[len(rows) // 2], rows[-1], *_spread(rows, LOOKED_AT)})
 
 
 def _middle(

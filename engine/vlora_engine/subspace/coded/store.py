@@ -314,7 +314,7 @@ class CodedStore(CheckedFiles):
             ends = np.cumsum([0, *sizes]).tolist()
             self._positions = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
         if (layer, group) not in self._positions:
-            raise _unlike(f"no group {group} on layer {layer}", header.path)
+            raise _unlike(f"no group {group} on module {layer}", header.path)
         _bytes_entry(header, "coded")
         return read_elements(header, "coded", *self._positions[layer, group]).numpy().tobytes()
 

@@ -70,6 +70,43 @@ def marked(pilot: Pilot[Any]) -> set[str]:
     return {Path(path).name for path in pilot.app.session.marked}
 
 
+def test_keys_of_marks_are_shown_where_a_row_can_be_marked(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        for row in view(pilot).table.rows:
+            view(pilot).find(row.path)
+            await pilot.pause()
+            shown = {key.name for key in pilot.app.query_one(Keys).shown}
+            assert ({"Mark", "Group"} <= shown) == (row.error is None), row.name
+            facts = str(pilot.app.query_one("#adapters-facts", Static).render())
+            assert facts.splitlines()[0] == row.name
+
+    run(app(folder), steps)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
+def test_the_hint_fits_its_line(folder: Path, size: tuple[int, int]) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        hint = pilot.app.query_one("#adapters-hint")
+        assert "Enter marks all that fit" in hint.render_line(0).text
+        await pilot.press("plus")
+        await settle(pilot)
+        assert "2 groups" in hint.render_line(0).text
+        assert not any("…" in hint.render_line(y).text for y in range(hint.size.height))
+
+    run(app(folder), steps, size)
+
+
+def test_a_subspace_alone_is_there_to_be_opened(subspace: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        hint = pilot.app.query_one("#adapters-hint").render_line(0).text
+        assert hint.strip() == "Enter opens the subspace"
+
+    run(app(subspace), steps)
+
+
 def test_a_folder_is_listed_with_what_its_headers_tell(folder: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from vlora_tui.jobs.store import Job, JobInfo
-from vlora_tui.jobs.watch import JobView, State
+from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
+from vlora_tui.tui.app import app  # noqa: F401  (declares the keys)
 from vlora_tui.tui.app.announcer import Announcer
 from vlora_tui.tui.terminal.announce import notification, title
 from vlora_tui.tui.terminal.shown_cells import ShownCells
@@ -17,7 +20,7 @@ def job(state: State, *, seconds: float = 60.0, done: int = 0, kind: str = "buil
     view.state, view.begun = state, 100.0
     if state.is_over:
         view.ended = 100.0 + seconds
-    view.progress = events.Progress("build", done, 200)
+    view.take(TimedEvent(1, 100.0, events.Progress("build", done, 200)))
     return view
 
 
@@ -53,11 +56,47 @@ def test_the_title_follows_whole_percents() -> None:
     made.looked([], own)
     titles = [text.partition(";")[2].rstrip("\x07") for text in written]
     assert titles == [
-        "0 % build - vlora-tui", "1 % build - vlora-tui", "2 % build - vlora-tui", "vlora-tui"
+        "0 % building - vlora-tui", "1 % building - vlora-tui", "2 % building - vlora-tui",
+        "vlora-tui",
     ]  # fmt: skip
     made, written, _ = announcer(titled=False)
     made.looked([job(State.RUNNING, done=100)], own)
     assert written == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stages"),
+    [
+        ("[input]", ["check", "spectra", "groups", "methods"]),
+        ('[input]\n[compress]\nmethod = "auto"', ["check", "codec", "groups", "build", "refine"]),
+        ("[input]\n[compress]\n[quantize]\n[[export]]", ["check", "spectra", "build", "quantize"]),
+        ("[input]\n[[merge]]", ["download", "merge"]),
+        ("", ["evaluate"]),
+    ],
+)
+def test_the_percentage_never_falls(recipe: str, stages: list[str]) -> None:
+    view = job(State.RUNNING)
+    view.take(TimedEvent(1, 100.0, events.Started(recipe)))
+    made, written, _ = announcer()
+    for stage in stages:
+        for done in (1, 4, 2, 8):  # a stage may be begun anew
+            view.take(TimedEvent(2, 101.0, events.Progress(stage, done, 8)))
+            made.looked([view], own)
+    titles = [text.partition(";")[2] for text in written]
+    shown = [int(text.split(" %")[0]) for text in titles if " %" in text]
+    assert shown == sorted(shown)
+    assert len(shown) > 2
+    assert shown[-1] == 100 or "export" in recipe  # which comes last, and says nothing on its way
+    assert [text for text in titles if " %" not in text] == [
+        "downloading - vlora-tui\x07"
+    ] * stages.count("download")
+
+
+def test_another_attempt_begins_at_nothing() -> None:
+    view = job(State.RUNNING, done=150)
+    assert view.share == 0.75
+    view.take(TimedEvent(2, 100.0, events.Started("[input]")))
+    assert view.share is None
 
 
 def test_a_long_job_that_ends_out_of_sight_is_told() -> None:

@@ -87,7 +87,7 @@ def test_marks_pins_and_the_break_even_are_there() -> None:
 
 def test_what_is_not_known_is_said() -> None:
     assert "not measured yet" in "\n".join(lines(None, Marks(), (60, 15), LOOK))
-    assert "9 of 36 layers" in lines(curves(layers=9), Marks(), (70, 15), LOOK)[0]
+    assert "9 of 36 modules" in lines(curves(layers=9), Marks(), (70, 15), LOOK)[0]
 
 
 def test_what_has_no_effect_has_no_curves() -> None:

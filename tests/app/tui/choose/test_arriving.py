@@ -35,20 +35,20 @@ class TestArriving:
         opened = Opened(partial)
 
         async def steps(pilot: Any) -> None:
-            assert "1 of 4 layers" in opened.text(CurvePane)
+            assert "1 of 4 modules" in opened.text(CurvePane)
             assert "·" in opened.text(Heatmap)
-            assert "from 1 of 4 layers" in opened.text(FiguresPane)
+            assert "from 1 of 4 modules" in opened.text(FiguresPane)
             first = opened.view.query_one(AdvicePane).plain().split("\n")[0]
             assert "~" in first
-            assert "from 1 of 4 layers" in first
+            assert "from 1 of 4 modules" in first
             assert "pays" not in opened.text(FiguresPane)
             for name in whole.layer_names[1:]:
                 partial.layers[name] = whole.layers[name]
                 opened.app.post_message(SpectraChanged())
                 await opened.settled(pilot)
-            assert "median of 4 layers" in opened.text(CurvePane)
+            assert "median of 4 modules" in opened.text(CurvePane)
             assert "·" not in opened.text(Heatmap)
-            assert "of 4 layers" not in opened.text(FiguresPane)
+            assert "of 4 modules" not in opened.text(FiguresPane)
             assert "~" not in opened.view.query_one(AdvicePane).plain()
             exact = choose(whole, CompressionTarget("delta", max_error=0.05))
             now = opened.session.figures().choice
@@ -77,6 +77,6 @@ class TestArriving:
             screen.session.set_spectra(other)
             screen.app.post_message(SpectraChanged())
             await screen.settled(pilot)
-            assert "median of 2 layers" in screen.text(CurvePane)
+            assert "median of 2 modules" in screen.text(CurvePane)
 
         screen.use(steps)

@@ -16,13 +16,12 @@ from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.core.messages import SpectraChanged
 from vlora_tui.tui.run.job_text import packing_of
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.heatmap import Heatmap
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 
 class TestKeys:
@@ -136,11 +135,45 @@ class TestKeys:
             assert at_k.session.choosing == CompressionTarget("delta", max_error=error)
             await at_k.settled(pilot)
             first, second = at_k.view.query_one(AdvicePane).plain().split("\n")
-            assert f"delta, worst {percent(error)}: {size(chosen.prediction.nbytes)}, " in first
+            ks = sorted(k for pair in chosen.k.values() for k in pair)
+            k = f"k {ks[0]}" if ks[0] == ks[-1] else f"k {ks[0]}-{ks[-1]}"
+            said = f"delta, worst {percent(error)}, {k}: {size(chosen.prediction.nbytes)}, "
+            assert said in first
             assert f"{chosen.prediction.ratio:.3g}x smaller than the originals" in first
             assert f"{shown}]" in second
 
         at_k.use(steps)
+
+    @pytest.mark.parametrize("width", [120, 80, 60, 40])
+    @pytest.mark.parametrize("asked", [{"k": 3}, {"max_error": 0.3}, {"budget": 60_000}])
+    def test_k_and_the_bytes_are_told_in_any_width(
+        self, measured: Path, width: int, asked: dict[str, Any]
+    ) -> None:
+        packed = {"quantize": "int4", "block_size": 128}
+        opened = Opened(Spectra.load(measured), method="columns", **asked, **packed)
+
+        async def steps(pilot: Any) -> None:
+            await opened.settled(pilot)
+            first = opened.view.query_one(AdvicePane).plain().split("\n")[0]
+            figures = opened.session.figures()
+            assert figures is not None
+            ks = sorted(k for pair in figures.choice.k.values() for k in pair)
+            k = f"k {ks[0]}" if ks[0] == ks[-1] else f"k {ks[0]}-{ks[-1]}"
+            assert k in first
+            assert size(figures.prediction.nbytes) in first
+
+        opened.use(steps, (width, 12))
+
+    @pytest.mark.parametrize("width", [40, 80])
+    def test_what_is_wrong_with_an_answer_is_told_in_full(self, at_k: Opened, width: int) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("equals_sign", "x", "enter")
+            await pilot.pause()
+            hint = at_k.view.query_one("#ask-hint")
+            said = " ".join(hint.render_line(y).text for y in range(hint.size.height))
+            assert " ".join(said.split()) == f"! Enter a whole number, 1 to {TOP}"
+
+        at_k.use(steps, (width, 12))
 
     def test_arrows_in_the_curve_move_k_and_the_layer(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:

@@ -19,8 +19,8 @@ from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.data import LayerTables, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.utils.formatting import percent
 
 
 class TestWhatIsShown:
@@ -128,7 +128,7 @@ class TestWhatIsShown:
             at_k.view.open_filter()
             await pilot.press(*"c_proj", "enter")
             assert "c_attn" not in at_k.text(Heatmap)
-            assert "median of 2 layers" in at_k.text(CurvePane)
+            assert "median of 2 modules" in at_k.text(CurvePane)
             assert str(at_k.view.editor.shown.layer).endswith("c_proj")
             await pilot.press("escape")
             assert "c_attn" in at_k.text(Heatmap)
@@ -144,7 +144,7 @@ class TestWhatIsShown:
             text = at_k.text(FiguresPane)
             assert "pin 1" in text
             assert "pin 3" in text
-            assert "all 4 layers differ" in text
+            assert "all 4 modules differ" in text
             await pilot.press("tab", "down", "enter")  # the figures, the first pin
             assert at_k.goal == ("k", 3)
             assert "same k everywhere" in at_k.text(FiguresPane)

@@ -66,7 +66,8 @@ def test_who_waits_says_for_whom() -> None:
     first.progress = events.Progress("build", 1, 4)
     waits = job("own", State.QUEUED, ("first", "second"))
     views = [waits, first]
-    assert waiting_words(waits, views) == "Waiting for: build first (build 1/4), then 1 more job."
+    told = "Waiting for: build first (building 1/4), then 1 more job."
+    assert waiting_words(waits, views) == told
     assert waiting_words(first, views) == ""
     assert waiting_words(None, views) == ""
     gone = job("own", State.QUEUED, ("unknown",))

@@ -117,7 +117,7 @@ def test_an_export_says_for_whom_and_that_it_was_read_back(tmp_path: Path) -> No
     told = [events.Exported(n, f"/o/{n}", "vllm", 500, rank=8, base="gpt2") for n in "ab"]
     view = job(tmp_path, *told, *[events.Verified(n, f"/o/{n}", 1e-7) for n in "ab"])
     text = "\n".join(lines_of(view))
-    assert "2 adapters written for vLLM, 1 kB, read back: dW off by 1e-07" in text
+    assert "2 adapters written for vLLM, 1 kB, read back: dW off by <0.001 %" in text
     assert "2 of 2" in text
     assert "/o/…" in text
     unread = "\n".join(lines_of(job(tmp_path, told[0], name="j2")))
@@ -163,7 +163,7 @@ def test_in_ascii_the_card_has_no_other_letters(tmp_path: Path) -> None:
 def test_two_subspaces_side_by_side() -> None:
     first = cards.Figures("/a", "auto", "max error 5 % per task", 100, 10.0, 0.02, 0.05, "x",
                           {"x": 0.05, "y": 0.01, "gone": 0.1})  # fmt: skip
-    second = cards.Figures("/b", "delta", "k = 8 for every layer", 200, 5.0, 0.02, 0.04, "x",
+    second = cards.Figures("/b", "delta", "k = 8 for every module", 200, 5.0, 0.02, 0.04, "x",
                            {"x": 0.04, "y": 0.01})  # fmt: skip
     rows = {row.what: row for row in rows_of(first, second)}
     assert rows["size"].change == "2x larger"

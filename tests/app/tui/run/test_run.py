@@ -48,6 +48,25 @@ def keys_of(app: VLoRAApp) -> set[str]:
     return {key.name for key in app.query_one(Keys).shown}
 
 
+def test_several_groups_lead_back_to_the_list(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 2)
+    other = make.factors({"model.layers.0.q_proj": (8, 8)}, rank=2)
+    config = make.config(base_model_name_or_path="llama", r=2)
+    paths.append(make.write(tmp_path / "in" / "other", other, config))
+    app = VLoRAApp(session=session_of(paths))
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        buttons = app.query_one("#review-buttons", Buttons)
+        assert buttons.text.strip() == "[ 1 Mark one group ]"
+        assert "Start" not in keys_of(app)
+        await pilot.click(buttons, offset=(3, 0))
+        assert app.view is not None
+        assert app.view.id == "adapters"
+
+    run(app, steps)
+
+
 def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
     paths = make.collection(tmp_path / "in", 4)
     app = VLoRAApp(session=session_of(paths))
@@ -56,7 +75,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
         assert "4 adapters" in text_of(app, "#review")
-        assert "k = 3 for every layer" in text_of(app, "#review")
+        assert "k = 3 for every module" in text_of(app, "#review")
         await pilot.press("o")
         assert "Output folder" in text_of(app, "#line")
         app.query_one("#place", Input).value = str(tmp_path / "out")
@@ -153,7 +172,7 @@ def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         await pilot.pause()
         said = text_of(app, "#said")
-        assert "The pattern 'nothing*' matches no layer" in said
+        assert "The pattern 'nothing*' matches no module" in said
 
     run(app, steps)
     assert not (tmp_path / "out").exists()

@@ -66,10 +66,10 @@ class TestArriving:
             curve, advice = view.query_one(CurvePane), view.query_one(AdvicePane)
             assert curve.data.in_bytes
             assert (curve.data.layers, curve.data.expected) == (2, 4)
-            assert "median of 2 of 4 layers" in opened.text(CurvePane)
+            assert "median of 2 of 4 modules" in opened.text(CurvePane)
             first = advice.plain().split("\n")[0]
             assert "auto, worst 5 %: ~" in first
-            assert "smaller than the originals  from 2 of 4 layers" in first
+            assert "smaller than the originals  from 2 of 4 modules" in first
             assert "[ w Build ]" in first
             sheet = view.query_one(FiguresPane).sheet  # other methods, from these layers
             assert [row.choosing.method for row in sheet.rows if row.rival] == ["delta", "own"]
@@ -78,7 +78,7 @@ class TestArriving:
             assert delta.prediction.nbytes == pytest.approx(told.nbytes, rel=0.25)
             (line,) = (t for t in opened.text(FiguresPane).split("\n") if " delta " in t)
             assert f"~{size(delta.prediction.nbytes)}" in line
-            assert "from 2 of 4 layers" in opened.text(FiguresPane)
+            assert "from 2 of 4 modules" in opened.text(FiguresPane)
             before = curve.marks.k
             exact = whole.rate_tables().solve(CompressionTarget("own", max_error=0.05))
             assert before == pytest.approx(whole.rate_tables().nbytes(exact), rel=0.25)

@@ -22,9 +22,8 @@ from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui.choose.advice import AdvicePane
 from vlora_tui.tui.choose.curve_pane import CurvePane
 from vlora_tui.tui.choose.figures_pane import FiguresPane
-from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.widgets.heatmap import Heatmap
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import percent, size
 
 
 class TestMethods:
