@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ from vlora_engine.utils.safetensors_file import (
     read_error,
     read_header,
     read_tensor,
+    read_tensors,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Contents(Protocol):
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
 
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        """Some tensors, which may share memory."""
+
 
 class SafetensorsContents:
     """The header of a safetensors file, and its tensors when they are asked for."""
@@ -64,6 +68,9 @@ class SafetensorsContents:
 
     def read(self, name: str) -> Tensor:
         return read_tensor(self.header, name)
+
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        return read_tensors(self.header, names)
 
 
 class PickleContents:
@@ -84,6 +91,9 @@ class PickleContents:
 
     def read(self, name: str) -> Tensor:
         return self._mapped[name].detach().clone().contiguous()
+
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        return [self.read(name) for name in names]
 
 
 def _check_pickle_file(path: Path) -> int:

@@ -1,6 +1,6 @@
 """Leading eigenbases of row matrices: by Gram matrices, by sampling, and updated with new rows.
 
-Everything is fp64. A *row matrix* X (m, D) stacks what a basis has to capture, one vector a row;
+Everything is fp64, but for long products of those that say so. A *row matrix* X (m, D) stacks what a basis has to capture, one vector a row;
 its basis is an orthonormal set of directions in D dimensions, the most important first. Which rows
 each method takes: docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
 """
@@ -19,6 +19,8 @@ from vlora_engine.linalg.low_rank import largest_entry_sign
 FULL_EIGH_LIMIT = 4096  # smaller side of X above which not all directions are computed, ...
 PARTIAL_COMPONENTS = 1024  # ... but this many
 OVERSAMPLE = 12  # columns of a random sample beyond k, with another k / 4
+KRYLOV_OVERSAMPLE = 8  # the same where all power steps are kept
+KRYLOV_STEPS = 2
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -138,10 +140,15 @@ def range_basis(rows: Tensor, k: int) -> Basis:
     Whichever is cheaper: a Gram matrix costs min(m, D) products with ``rows``, the range finder
     about eight times the width of its sample.
     """
-    if min(rows.shape) <= 8 * _sample_width(k):
+    if not is_sampled(*rows.shape, k):
         vectors, values = _gram_vectors(rows)
         return basis_from_vectors(rows, vectors[:, :k], values[:k])
     return _sampled_basis(rows, k)
+
+
+def is_sampled(m: int, d: int, k: int) -> bool:
+    """Whether ``k`` directions of m rows of d numbers are found by sampling."""
+    return min(m, d) > 8 * _sample_width(k)
 
 
 def _gram_vectors(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +184,62 @@ def _sampled_basis(rows: Tensor, k: int) -> Basis:
     _, values, vectors = torch.linalg.svd(rows @ q, full_matrices=False)  # X Q = U S W^T
     keep = min(k, int((values > max(m, d) * EPS * values[:1]).sum()))
     return Basis(orthonormal_rows(vectors[:keep] @ q.T), values[:keep])
+
+
+def sampled_basis_of_factors(factors: Tensor, weights: Tensor | None, k: int) -> Basis:
+    """The leading ``k`` directions of ``sum_i F_i^T G_i F_i``, products of full width in fp32.
+
+    The rows ``H_i^T F_i`` (``H_i H_i^T = G_i``) are not formed: a power step is F^T (G (F q)), with
+    r x r products in the middle. Rayleigh-Ritz on the seeded random sample and both of its power
+    steps together, a block Krylov space (Musco and Musco 2015, arXiv:1504.05477, algorithm 2): as
+    many products as subspace iteration takes, closer to the best basis, and of a narrower sample.
+    All that is as narrow as the sample is fp64, so that only the rounding of the products is felt,
+    1e-7 of the largest singular value: enough where what is left out is much more.
+
+    Args:
+        factors: F (N, r, D) fp32, numbers that are neither huge nor tiny.
+        weights: G (N, r, r) fp64, positive semidefinite, not 0; None for the identity.
+    """
+    n, r, d = factors.shape
+    rows, size = factors.reshape(n * r, d), 1.0
+
+    def weighted(x: Tensor, by: Tensor | None) -> Tensor:
+        return x if by is None else torch.bmm(by, x.view(n, r, -1)).view(n * r, -1)
+
+    def products(x: Tensor) -> Tensor:
+        """X^T F of narrow x (N r, s), transposed."""
+        return (x.float().T @ rows).T.double()
+
+    width = min(k + KRYLOV_OVERSAMPLE, n * r, d)
+    generator = torch.Generator().manual_seed(0x5EED)
+    sample = torch.randn(n * r, width, generator=generator, dtype=torch.float32).to(rows.device)
+    if weights is not None:
+        size = float(weights.diagonal(dim1=1, dim2=2).max())
+        weights = weights / size
+        sample = weighted(sample, gram_roots(weights).float())
+    space = torch.linalg.qr(products(sample)).Q  # (D, width)
+    inside = (rows @ space.float()).double()  # (N r, width): F times the space
+    for _ in range(KRYLOV_STEPS):
+        known = space.shape[1]
+        power = products(weighted(inside[:, -width:], weights))
+        added = torch.linalg.qr(torch.cat([space, power], 1)).Q[:, known:]
+        space = torch.cat([space, added], 1)
+        inside = torch.cat([inside, (rows @ added.float()).double()], 1)
+    values, vectors = torch.linalg.eigh(inside.T @ weighted(inside, weights))
+    values, vectors = values.flip(0)[:k].clamp_min(0), vectors.flip(1)[:, :k]
+    return Basis(orthonormal_rows(vectors.T @ space.T), (values * size).sqrt())
+
+
+def gram_basis_of_rows(rows: Tensor, k: int) -> tuple[Basis, float]:
+    """The leading ``k`` directions of a few long rows (m, D) fp32, and ``||X||^2``.
+
+    Through the Gram matrix, whose products alone are fp32: right to 1e-7 of the largest eigenvalue.
+    """
+    gram = (rows @ rows.T).double()
+    _, vectors = torch.linalg.eigh(gram)
+    candidates = (vectors.flip(1)[:, :k].T.float() @ rows).double()
+    values = torch.linalg.vector_norm(candidates, dim=1)
+    return Basis(orthonormal_rows(candidates), values), float(gram.trace())
 
 
 def update_basis(

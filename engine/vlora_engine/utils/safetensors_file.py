@@ -13,7 +13,7 @@ import math
 import os
 import random
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -347,23 +347,31 @@ class FilePool:
             CorruptFileError: It is shorter, or was replaced since ``identity`` was taken.
             StorageError: It cannot be read.
         """
+        file = None
         try:
-            with self._reading(path, identity) as descriptor:
-                done = 0
-                while done < len(buffer):
-                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
-                    if count == 0:
-                        raise CorruptFileError(
-                            "The file became shorter while it was read.",
-                            where=path,
-                            expected=f"{offset + len(buffer)} bytes",
-                            found=f"{offset + done} bytes",
-                        )
-                    done += count
+            with self._lock:
+                file = self._opened(path, identity)
+                file.readers += 1  # it stays open until then
+            done = 0
+            while done < len(buffer):
+                count = os.preadv(file.descriptor, [buffer[done:]], offset + done)
+                if count == 0:
+                    raise CorruptFileError(
+                        "The file became shorter while it was read.",
+                        where=path,
+                        expected=f"{offset + len(buffer)} bytes",
+                        found=f"{offset + done} bytes",
+                    )
+                done += count
         except OSError as error:
             if isinstance(error, VLoRAError):
                 raise
             raise read_error(path, error) from None
+        finally:
+            if file is not None:
+                with self._lock:
+                    file.readers -= 1
+                    self._close_unused(file)
 
     def forget(self, path: Path) -> None:
         """Close ``path`` if it is open."""
@@ -375,19 +383,6 @@ class FilePool:
         with self._lock:
             for path in [p for p in self._files if p == directory or directory in p.parents]:
                 self._forget(path)
-
-    @contextmanager
-    def _reading(self, path: Path, wanted: Identity | None) -> Iterator[int]:
-        """The descriptor of ``path``, which stays open until the block is left."""
-        with self._lock:
-            file = self._opened(path, wanted)
-            file.readers += 1
-        try:
-            yield file.descriptor
-        finally:
-            with self._lock:
-                file.readers -= 1
-                self._close_unused(file)
 
     def _opened(self, path: Path, wanted: Identity | None) -> _OpenFile:
         known = self._files.get(path)
@@ -450,6 +445,40 @@ def read_tensor(header: Header, name: str) -> Tensor:
         return torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
     flat = torch.frombuffer(read_bytes(header, name), dtype=torch_dtype(entry.dtype))
     return flat.reshape(entry.shape)
+
+
+def read_tensors(header: Header, names: Sequence[str]) -> list[Tensor]:
+    """Read some tensors; those of one dtype that follow each other in the file, at once.
+
+    What was read at once shares its memory.
+    """
+    found: list[Tensor] = []
+    run: list[TensorEntry] = []
+    for name in names:
+        entry = header.entry(name)
+        if run and (entry.start != run[-1].end or entry.dtype != run[0].dtype):
+            found += _read_run(header, run)
+            run = []
+        run.append(entry)
+    return found + _read_run(header, run)
+
+
+def _read_run(header: Header, run: Sequence[TensorEntry]) -> list[Tensor]:
+    """Tensors of one dtype without a gap between them."""
+    import torch
+
+    start, data = run[0].start, bytearray(run[-1].end - run[0].start)
+    if data:
+        _fill(header, memoryview(data), start)
+    dtype, size = torch_dtype(run[0].dtype), ITEM_BYTES[run[0].dtype]
+    return [
+        torch.frombuffer(
+            data, dtype=dtype, count=entry.nbytes // size, offset=entry.start - start
+        ).reshape(entry.shape)
+        if entry.nbytes
+        else torch.empty(entry.shape, dtype=dtype)
+        for entry in run
+    ]
 
 
 def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
