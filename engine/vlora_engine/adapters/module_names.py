@@ -156,6 +156,11 @@ class RenamedAdapter:
         """A and B of some modules; see `read_modules`."""
         return read_modules(self.source, [self._inner[module] for module in modules])
 
+    def read_into(self, module: str, a: Tensor, b: Tensor) -> bool:
+        """Read a module into A and B of its shape; False where that takes a copy."""
+        read_into = getattr(self.source, "read_into", None)
+        return read_into is not None and bool(read_into(self._inner[module], a, b))
+
     def read_rest(self) -> dict[str, Tensor]:
         """The rest tensors, bit for bit."""
         return self.source.read_rest()

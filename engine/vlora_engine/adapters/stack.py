@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, read_modules
+from vlora_engine.adapters.model import AdapterSource, read_module_into
 from vlora_engine.linalg.grams import gram_roots, small_grams
 
 
@@ -189,16 +189,16 @@ def read_stack(
     bt = block.mT
     if transposed:
         bt = new.empty("bt", (len(tasks), rank, shapes[0].d_out), dtype)
+    places_a, places_b = a.unbind(), block.unbind()
     for first in range(0, len(tasks), step):
         last = min(first + step, len(tasks))
         for i in range(first, last):
-            own, b = shapes[i].rank, block[i - first]
-            [(a_of_task, b_of_task)] = read_modules(sources[tasks[i]], [layer])
+            own, place = shapes[i].rank, (places_a[i], places_b[i - first])
             if own < rank:
-                a[i, own:] = b[:, own:] = 0
-                b = b[:, :own]
-            a[i, :own] = a_of_task
-            b.copy_(b_of_task)
+                place[0][own:] = 0
+                place[1][:, own:] = 0
+                place = (place[0][:own], place[1][:, :own])
+            read_module_into(sources[tasks[i]], layer, *place)
         if transposed:
             bt[first:last] = block[: last - first].mT
     return LayerStack(

@@ -22,6 +22,7 @@ from vlora_engine.utils.safetensors_file import (
     read_header,
     read_tensor,
     read_tensors,
+    read_tensors_into,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Contents(Protocol):
     def read_many(self, names: Sequence[str]) -> list[Tensor]:
         """Some tensors, which may share memory."""
 
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        """Read some tensors into places of their dtypes and shapes; False where it cannot be."""
+
 
 class SafetensorsContents:
     """The header of a safetensors file, and its tensors when they are asked for."""
@@ -71,6 +75,9 @@ class SafetensorsContents:
 
     def read_many(self, names: Sequence[str]) -> list[Tensor]:
         return read_tensors(self.header, names)
+
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        return read_tensors_into(self.header, names, places)
 
 
 class PickleContents:
@@ -94,6 +101,9 @@ class PickleContents:
 
     def read_many(self, names: Sequence[str]) -> list[Tensor]:
         return [self.read(name) for name in names]
+
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        return False
 
 
 def _check_pickle_file(path: Path) -> int:

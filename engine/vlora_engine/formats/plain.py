@@ -80,6 +80,13 @@ class PlainAdapter(FileAdapter):
         tensors = iter(self._contents.read_many(keys))
         return [self._flat(pair, next(tensors), next(tensors)) for pair in pairs]
 
+    def read_into(self, module: str, a: Tensor, b: Tensor) -> bool:
+        """Read a module into A and B of its shape; False where that takes a copy."""
+        pair = self._pairs[module]
+        if self._transposed:
+            return False
+        return self._contents.read_into((pair.key_a, pair.key_b), (a, b))
+
     def _flat(self, pair: Pair, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         shape = pair.shape
         if self._transposed:

@@ -21,6 +21,7 @@ PARTIAL_COMPONENTS = 1024  # ... but this many
 OVERSAMPLE = 12  # columns of a random sample beyond k, with another k / 4
 KRYLOV_OVERSAMPLE = 8  # the same where all power steps are kept
 KRYLOV_STEPS = 2
+CACHED = 1 << 18  # numbers in fp32 that a processor's own cache holds
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -202,32 +203,41 @@ def sampled_basis_of_factors(factors: Tensor, weights: Tensor | None, k: int) ->
     """
     n, r, d = factors.shape
     rows, size = factors.reshape(n * r, d), 1.0
-
-    def weighted(x: Tensor, by: Tensor | None) -> Tensor:
-        return x if by is None else torch.bmm(by, x.view(n, r, -1)).view(n * r, -1)
-
-    def products(x: Tensor) -> Tensor:
-        """X^T F of narrow x (N r, s), transposed."""
-        return (x.float().T @ rows).T.double()
-
-    width = min(k + KRYLOV_OVERSAMPLE, n * r, d)
+    width, steps = min(k + KRYLOV_OVERSAMPLE, n * r, d), KRYLOV_STEPS + 1
     generator = torch.Generator().manual_seed(0x5EED)
     sample = torch.randn(n * r, width, generator=generator, dtype=torch.float32).to(rows.device)
     if weights is not None:
         size = float(weights.diagonal(dim1=1, dim2=2).max())
         weights = weights / size
-        sample = weighted(sample, gram_roots(weights).float())
-    space = torch.linalg.qr(products(sample)).Q  # (D, width)
-    inside = (rows @ space.float()).double()  # (N r, width): F times the space
-    for _ in range(KRYLOV_STEPS):
-        known = space.shape[1]
-        power = products(weighted(inside[:, -width:], weights))
-        added = torch.linalg.qr(torch.cat([space, power], 1)).Q[:, known:]
-        space = torch.cat([space, added], 1)
-        inside = torch.cat([inside, (rows @ added.float()).double()], 1)
-    values, vectors = torch.linalg.eigh(inside.T @ weighted(inside, weights))
+        sample = _weighted(gram_roots(weights).float(), sample)
+    space = torch.empty(d, steps * width, dtype=torch.float64, device=rows.device)
+    inside = torch.empty(n * r, steps * width, dtype=torch.float64, device=rows.device)  # F space
+    power = sample.T @ rows  # F^T of the sample, transposed: BLAS then reads F along its rows
+    per_block = max(1, CACHED // (r * d))
+    for first in range(0, steps * width, width):
+        known, new = space[:, :first], slice(first, first + width)
+        added = power.T.double()
+        for _ in range(2 if first else 1):  # once leaves rounding inside the span
+            added = torch.linalg.qr(added - known @ (known.T @ added)).Q
+        space[:, new] = added
+        narrow, power = added.float(), torch.zeros_like(power)
+        for start in range(0, n, per_block):  # both products while the rows are in the cache
+            end = min(n, start + per_block)
+            at = slice(start * r, end * r)
+            inside[at, new] = product = (rows[at] @ narrow).double()
+            if new.stop < steps * width:
+                of_block = None if weights is None else weights[start:end]
+                power.addmm_(_weighted(of_block, product).float().T, rows[at])
+    values, vectors = torch.linalg.eigh(inside.T @ _weighted(weights, inside))
     values, vectors = values.flip(0)[:k].clamp_min(0), vectors.flip(1)[:, :k]
     return Basis(orthonormal_rows(vectors.T @ space.T), (values * size).sqrt())
+
+
+def _weighted(weights: Tensor | None, x: Tensor) -> Tensor:
+    """Every r rows of x (N r, s) multiplied by their own of the weights (N, r, r)."""
+    if weights is None:
+        return x
+    return torch.bmm(weights, x.view(len(weights), -1, x.shape[1])).view(x.shape)
 
 
 def gram_basis_of_rows(rows: Tensor, k: int) -> tuple[Basis, float]:

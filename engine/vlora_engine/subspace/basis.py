@@ -193,7 +193,7 @@ class LayerBasis:
             return approx
         mean = self.mean(side)
         if mean is not None:
-            approx = approx + mean.to(loadings)
+            approx += mean.to(loadings)
         return unflatten(approx, side, self.rank)
 
 
@@ -307,7 +307,8 @@ def build_layer(
         for start in range(0, len(members), CHUNK):
             rows = members[start : start + CHUNK]
             encoded, error2 = encode_tasks(stack, plan, basis, rank, _span(rows))
-            loadings.update((row, encoded.of(i)) for i, row in enumerate(rows))
+            of_tasks = zip(*(part.unbind() for part in encoded), strict=True)
+            loadings.update(zip(rows, map(Loadings._make, of_tasks), strict=True))
             residual[rows] = error2
     return BuiltLayer(
         basis=basis,

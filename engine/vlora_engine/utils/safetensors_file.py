@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -339,30 +340,37 @@ class FilePool:
         self._chooser = random.Random(0)
 
     def pread_into(
-        self, path: Path, buffer: memoryview, offset: int, identity: Identity | None = None
+        self,
+        path: Path,
+        buffer: memoryview,
+        offset: int,
+        identity: Identity | None = None,
+        more: Sequence[memoryview] = (),
     ) -> None:
-        """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter.
+        """Fill ``buffer`` and ``more`` from ``offset`` on; the file may not be shorter.
 
         Raises:
             CorruptFileError: It is shorter, or was replaced since ``identity`` was taken.
             StorageError: It cannot be read.
         """
-        file = None
+        file, buffers = None, [buffer, *more]
         try:
             with self._lock:
                 file = self._opened(path, identity)
                 file.readers += 1  # it stays open until then
-            done = 0
-            while done < len(buffer):
-                count = os.preadv(file.descriptor, [buffer[done:]], offset + done)
+            end = offset + sum(map(len, buffers))
+            while offset < end:
+                count = os.preadv(file.descriptor, buffers, offset)
                 if count == 0:
                     raise CorruptFileError(
                         "The file became shorter while it was read.",
                         where=path,
-                        expected=f"{offset + len(buffer)} bytes",
-                        found=f"{offset + done} bytes",
+                        expected=f"{end} bytes",
+                        found=f"{offset} bytes",
                     )
-                done += count
+                offset += count
+                if offset < end:
+                    buffers = _behind(buffers, count)
         except OSError as error:
             if isinstance(error, VLoRAError):
                 raise
@@ -415,6 +423,16 @@ class FilePool:
             os.close(file.descriptor)
 
 
+def _behind(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of ``buffers`` behind the first ``count`` bytes."""
+    left = []
+    for buffer in buffers:
+        if count < len(buffer):
+            left.append(buffer[count:])
+        count = max(0, count - len(buffer))
+    return left
+
+
 def _files_to_keep() -> int:
     """Half of what the system lets a process have open, at most 512.
 
@@ -461,6 +479,26 @@ def read_tensors(header: Header, names: Sequence[str]) -> list[Tensor]:
             run = []
         run.append(entry)
     return found + _read_run(header, run)
+
+
+def read_tensors_into(header: Header, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+    """Read two tensors or more into places of their shapes, all at once, if that can be done.
+
+    It can where they follow each other in the file, in the dtype of the places, whose memory is
+    without gaps; else nothing is read.
+    """
+    entries = [header.entry(name) for name in names]
+    follow = all(b.start == a.end for a, b in pairwise(entries))
+    if not follow or not all(
+        place.dtype == torch_dtype(entry.dtype)
+        and place.is_contiguous()
+        and place.nbytes == entry.nbytes > 0
+        for entry, place in zip(entries, places, strict=True)
+    ):
+        return False
+    raw = [memoryview(place.numpy()).cast("B") for place in places]
+    _fill(header, raw[0], entries[0].start, *raw[1:])
+    return True
 
 
 def _read_run(header: Header, run: Sequence[TensorEntry]) -> list[Tensor]:
@@ -520,11 +558,13 @@ def with_bytes(header: Header) -> Header:
     return replace(header, held=bytes(data))
 
 
-def _fill(header: Header, buffer: memoryview, start: int) -> None:
+def _fill(header: Header, buffer: memoryview, start: int, *more: memoryview) -> None:
     if header.held is None:
-        _POOL.pread_into(header.path, buffer, start, header.identity)
-    else:
-        buffer[:] = header.held[start : start + len(buffer)]
+        _POOL.pread_into(header.path, buffer, start, header.identity, more)
+        return
+    for part in (buffer, *more):
+        part[:] = header.held[start : start + len(part)]
+        start += len(part)
 
 
 def close_file(path: Path) -> None:
