@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -197,8 +197,8 @@ class _Grams:
     def norms(self) -> list[float]:
         """||B A|| of every module; not finite where a number of the module is not."""
         # A number that is not finite makes its own square on a diagonal so, whatever else is there.
-        grams = (self._of_a, self._of_b)
-        squares = sum(gram.diagonal(dim1=1, dim2=2).sum(1) for gram in grams)
+        diagonals = (gram.diagonal(dim1=1, dim2=2) for gram in (self._of_a, self._of_b))
+        squares = torch.cat(list(diagonals), 1).sum(1)
         norms = (self._of_a * self._of_b).sum((1, 2)).clamp_min(0).sqrt()
         found: list[float] = torch.where(squares.isfinite(), norms, squares).tolist()
         return found

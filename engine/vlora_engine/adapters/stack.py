@@ -14,7 +14,6 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, read_module_into
 from vlora_engine.linalg.grams import gram_roots, small_grams
 
-
 LARGEST = 1e12  # of a row's squared norm, and its inverse the smallest, for sums in fp32
 CANCELLED = 0.05  # share of its terms' magnitudes below which a sum in fp32 has too few digits
 BLOCK = 16  # adapters whose B are transposed at once
@@ -69,11 +68,13 @@ class LayerStack:
         """Whether the factors are in fp32."""
         return self.a.dtype == torch.float32
 
-    @cached_property
+    @property
     def in_double(self) -> LayerStack:
         """The same with factors in fp64."""
-        if not self.is_single:
-            return self
+        return self._double if self.is_single else self  # not kept by itself: it would not end
+
+    @cached_property
+    def _double(self) -> LayerStack:
         return replace(self, a=self.a.double(), bt=self.bt.double().contiguous())
 
     @cached_property

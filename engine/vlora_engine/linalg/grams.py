@@ -1,8 +1,9 @@
 """Leading eigenbases of row matrices: by Gram matrices, by sampling, and updated with new rows.
 
-Everything is fp64, but for long products of those that say so. A *row matrix* X (m, D) stacks what a basis has to capture, one vector a row;
-its basis is an orthonormal set of directions in D dimensions, the most important first. Which rows
-each method takes: docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
+Everything is fp64, but for long products where a function says so. A *row matrix* X (m, D) stacks
+what a basis has to capture, one vector a row; its basis is an orthonormal set of directions in D
+dimensions, the most important first. Which rows each method takes:
+docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def range_basis(rows: Tensor, k: int) -> Basis:
     Whichever is cheaper: a Gram matrix costs min(m, D) products with ``rows``, the range finder
     about eight times the width of its sample.
     """
-    if not is_sampled(*rows.shape, k):
+    if not is_sampled(rows.shape[0], rows.shape[1], k):
         vectors, values = _gram_vectors(rows)
         return basis_from_vectors(rows, vectors[:, :k], values[:k])
     return _sampled_basis(rows, k)

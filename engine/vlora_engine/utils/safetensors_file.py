@@ -478,7 +478,7 @@ def read_tensors(header: Header, names: Sequence[str]) -> list[Tensor]:
             found += _read_run(header, run)
             run = []
         run.append(entry)
-    return found + _read_run(header, run)
+    return found + _read_run(header, run) if run else found
 
 
 def read_tensors_into(header: Header, names: Sequence[str], places: Sequence[Tensor]) -> bool:
@@ -496,7 +496,7 @@ def read_tensors_into(header: Header, names: Sequence[str], places: Sequence[Ten
         for entry, place in zip(entries, places, strict=True)
     ):
         return False
-    raw = [memoryview(place.numpy()).cast("B") for place in places]
+    raw = [place.view(torch.uint8).numpy().data.cast("B") for place in places]
     _fill(header, raw[0], entries[0].start, *raw[1:])
     return True
 
