@@ -487,6 +487,8 @@ def read_tensors_into(header: Header, names: Sequence[str], places: Sequence[Ten
     It can where they follow each other in the file, in the dtype of the places, whose memory is
     without gaps; else nothing is read.
     """
+    import torch
+
     entries = [header.entry(name) for name in names]
     follow = all(b.start == a.end for a, b in pairwise(entries))
     if not follow or not all(
