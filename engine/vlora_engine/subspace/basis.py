@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.adapters.stack import LayerStack, flatten, unflatten
+from vlora_engine.errors import AdapterError
 from vlora_engine.linalg import grams
 from vlora_engine.linalg.grams import Basis
 from vlora_engine.linalg.low_rank import delta_error2
@@ -368,6 +369,14 @@ def encode_tasks(
         cross, approx = _overlap(form, basis, loadings, inner_a, inner_b)
     full = (stack.gram_a[rows] * stack.gram_b[rows]).sum((1, 2))
     error2 = (full - 2 * cross + approx).clamp_min(0)
+    if not bool(error2.isfinite().all()):
+        raise AdapterError(
+            "A weight change is too large for the dtype that it would be stored in.",
+            where=basis.name,
+            expected=f"numbers that {plan.dtype} can hold",
+            found="loadings that are not finite",
+            remedy="leave the adapter out, or lower its scale",
+        )
     if method == "flat":
         error2[full == 0] = 0  # what has no effect comes back without one
     fine = (error2 < FINE[a.dtype] * full).nonzero().flatten()
