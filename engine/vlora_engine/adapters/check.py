@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, ContentHash, hashed_names
+from vlora_engine.adapters.model import AdapterSource, ContentHash, hashed_names, read_modules
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.workers import map_ordered
+
+BATCH = 1 << 18  # numbers of one adapter that are measured at once, more by a module
 
 
 @dataclass
@@ -119,12 +121,17 @@ def check_adapter(
         if not source.modules:
             raise AdapterError("The adapter has no LoRA module.", where=where, code="no-factors")
         content = ContentHash()
-        for module, hashed in hashed_names(source):
-            a, b = source.read(module)
-            content.add_module(hashed, source.scales[module], a, b)
-            check.norms[module] = _norm(a, b, source.scales[module], where, module)
-            if observe is not None:
-                observe(module, a, b)
+        for batch in _batches(source, 1 if observe is not None else BATCH):
+            grams = _Grams(source, batch[0][0], len(batch))
+            for module, hashed in batch:
+                [(a, b)] = read_modules(source, [module])
+                content.add_module(hashed, source.scales[module], a, b)
+                grams.add(a, b)
+            for (module, _), norm in zip(batch, grams.norms(), strict=True):
+                _check_finite(source, module, norm, where)
+                check.norms[module] = abs(source.scales[module]) * norm
+                if observe is not None:
+                    observe(module, a, b)
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
             if observe_rest is not None:
@@ -147,13 +154,63 @@ def check_adapter(
     return check
 
 
-def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
-    a, b = a.double(), b.double()
-    gram_a, gram_b = a @ a.T, b.T @ b
-    # A non-finite entry makes its own square on the diagonal non-finite.
-    for side, tensor, gram in (("lora_A", a, gram_a), ("lora_B", b, gram_b)):
-        if not math.isfinite(float(gram.diagonal().sum())):
+def _batches(source: AdapterSource, most: int) -> Iterator[list[tuple[str, str]]]:
+    """Modules of one shape that follow each other, with their `hashed_names`.
+
+    Args:
+        most: Numbers in all of a batch, more by a module.
+    """
+    batch: list[tuple[str, str]] = []
+    shape, numbers = None, 0
+    for module, hashed in hashed_names(source):
+        own = source.modules[module]
+        key = (own.rank, own.d_in, own.d_out, own.dtype)
+        if batch and (key != shape or numbers >= most):
+            yield batch
+            batch, numbers = [], 0
+        batch.append((module, hashed))
+        shape, numbers = key, numbers + own.rank * (own.d_in + own.d_out)
+    if batch:
+        yield batch
+
+
+class _Grams:
+    """The Gram matrices of some modules of one shape, for their norms all at once."""
+
+    def __init__(self, source: AdapterSource, first: str, count: int) -> None:
+        shape = source.modules[first]
+        rank = shape.rank
+        self._a = torch.empty(rank, shape.d_in, dtype=torch.float64)
+        self._b = torch.empty(shape.d_out, rank, dtype=torch.float64)
+        self._of_a = torch.empty(count, rank, rank, dtype=torch.float64)
+        self._of_b = torch.empty(count, rank, rank, dtype=torch.float64)
+        self._places = zip(self._of_a, self._of_b, strict=True)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """The factors of one more module."""
+        of_a, of_b = next(self._places)
+        self._a.copy_(a)
+        self._b.copy_(b)
+        torch.mm(self._a, self._a.T, out=of_a)
+        torch.mm(self._b.T, self._b, out=of_b)
+
+    def norms(self) -> list[float]:
+        """||B A|| of every module; not finite where a number of the module is not."""
+        # A number that is not finite makes its own square on a diagonal so, whatever else is there.
+        diagonals = (gram.diagonal(dim1=1, dim2=2) for gram in (self._of_a, self._of_b))
+        squares = torch.cat(list(diagonals), 1).sum(1)
+        norms = (self._of_a * self._of_b).sum((1, 2)).clamp_min(0).sqrt()
+        found: list[float] = torch.where(squares.isfinite(), norms, squares).tolist()
+        return found
+
+
+def _check_finite(source: AdapterSource, module: str, norm: float, where: str) -> None:
+    """Raise for a number or a scale that is not finite, given the norm of the module's factors."""
+    if not math.isfinite(norm):
+        for side, tensor in zip(("lora_A", "lora_B"), source.read(module), strict=True):
             bad = int((~torch.isfinite(tensor)).sum())
+            if not bad:
+                continue
             kind = "NaN" if torch.isnan(tensor).any() else "Inf"
             raise AdapterError(
                 f"The adapter holds {kind}.",
@@ -166,6 +223,7 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
                 remedy="use an earlier checkpoint of it, or leave it out with --skip-bad",
                 code="not-finite",
             )
+    scale = source.scales[module]
     if not math.isfinite(scale):
         raise AdapterError(
             "The adapter's scale is not finite.",
@@ -174,7 +232,6 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
             adapter=where,
             module=module,
         )
-    return abs(scale) * math.sqrt(max(0.0, float((gram_a * gram_b).sum())))
 
 
 def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:

@@ -218,6 +218,26 @@ class MemorySource:
         )
 
 
+def read_modules(source: AdapterSource, modules: Sequence[str]) -> Sequence[tuple[Tensor, Tensor]]:
+    """A and B of several modules, read in one go where they lie side by side in a file.
+
+    They may share memory, which stays until the last of them is let go.
+    """
+    read_many = getattr(source, "read_many", None)
+    found: Sequence[tuple[Tensor, Tensor]]
+    found = [source.read(module) for module in modules] if read_many is None else read_many(modules)
+    return found
+
+
+def read_module_into(source: AdapterSource, module: str, a: Tensor, b: Tensor) -> None:
+    """Read A and B of one module into places of their shapes, whose dtype may be another."""
+    read_into = getattr(source, "read_into", None)
+    if read_into is None or not read_into(module, a, b):
+        [(a_as_read, b_as_read)] = read_modules(source, [module])
+        a.copy_(a_as_read)
+        b.copy_(b_as_read)
+
+
 def nominal_rank(source: AdapterSource) -> int:
     """``r`` of the config, or the rank that most modules have."""
     rank = source.config.get("r")

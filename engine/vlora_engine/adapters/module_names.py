@@ -28,6 +28,7 @@ from vlora_engine.adapters.model import (
     ModuleShape,
     content_digest,
     hashed_names,
+    read_modules,
 )
 from vlora_engine.errors import AdapterError
 
@@ -150,6 +151,15 @@ class RenamedAdapter:
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank) of one module."""
         return self.source.read(self._inner[module])
+
+    def read_many(self, modules: Sequence[str]) -> Sequence[tuple[Tensor, Tensor]]:
+        """A and B of some modules; see `read_modules`."""
+        return read_modules(self.source, [self._inner[module] for module in modules])
+
+    def read_into(self, module: str, a: Tensor, b: Tensor) -> bool:
+        """Read a module into A and B of its shape; False where that takes a copy."""
+        read_into = getattr(self.source, "read_into", None)
+        return read_into is not None and bool(read_into(self._inner[module], a, b))
 
     def read_rest(self) -> dict[str, Tensor]:
         """The rest tensors, bit for bit."""

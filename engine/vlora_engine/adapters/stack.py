@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,19 +11,25 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.model import AdapterSource, read_module_into
 from vlora_engine.linalg.grams import gram_roots, small_grams
+
+LARGEST = 1e12  # of a row's squared norm, and its inverse the smallest, for sums in fp32
+CANCELLED = 0.05  # share of its terms' magnitudes below which a sum in fp32 has too few digits
+BLOCK = 16  # adapters whose B are transposed at once
 
 
 @dataclass
 class LayerStack:
     """The factors of one module over the N tasks that have it, padded with zero rows.
 
+    The factors are in fp64, or in fp32 for a build that samples its directions; all else is fp64.
+
     Args:
         tasks: The task names, in the collection's order.
         ranks: (N,) the true rank of each.
-        a: (N, r, d_in) fp64, r the largest rank.
-        bt: (N, r, d_out) fp64: B transposed.
+        a: (N, r, d_in), r the largest rank.
+        bt: (N, r, d_out): B transposed.
         scale: (N,).
         weight: (N,) 1 / ||dW_i|| over all modules of the task; 0 where that is 0.
     """
@@ -55,15 +63,45 @@ class LayerStack:
         """The factor of one side, (N, r, d)."""
         return self.a if side == "a" else self.bt
 
+    @property
+    def is_single(self) -> bool:
+        """Whether the factors are in fp32."""
+        return self.a.dtype == torch.float32
+
+    @property
+    def in_double(self) -> LayerStack:
+        """The same with factors in fp64."""
+        return self._double if self.is_single else self  # not kept by itself: it would not end
+
+    @cached_property
+    def _double(self) -> LayerStack:
+        return replace(self, a=self.a.double(), bt=self.bt.double().contiguous())
+
     @cached_property
     def gram_a(self) -> Tensor:
-        """A A^T of every task, (N, r, r)."""
-        return small_grams(self.a)
+        """A A^T of every task, (N, r, r) fp64."""
+        return small_grams(self.a).double()
 
     @cached_property
     def gram_b(self) -> Tensor:
-        """B^T B of every task, (N, r, r)."""
-        return small_grams(self.bt)
+        """B^T B of every task, (N, r, r) fp64."""
+        return small_grams(self.bt).double()
+
+    @cached_property
+    def is_even(self) -> bool:
+        """Whether Grams in fp32 hold the digits of every dW.
+
+        Their squares are far from the ends of its range, and `<A A^T, B^T B>` does not cancel.
+        """
+        for factors, gram in ((self.a, self.gram_a), (self.bt, self.gram_b)):
+            square = gram.diagonal(dim1=1, dim2=2).amax(1)  # (N,)
+            if not bool((square < LARGEST).all()):  # nor NaN
+                return False
+            small = (square < 1 / LARGEST).nonzero().flatten().tolist()
+            if any(bool(factors[row].any()) for row in small):
+                return False
+        products = self.gram_a * self.gram_b
+        return bool((products.sum((1, 2)) >= CANCELLED * products.abs().sum((1, 2))).all())
 
     def energy(self) -> Tensor:
         """||dW_i||^2 of this module, (N,)."""
@@ -108,22 +146,62 @@ def unflatten(flat: Tensor, side: str, rank: int) -> Tensor:
     return flat.reshape(len(flat), -1, rank).transpose(1, 2)
 
 
+class StackMemory(threading.local):
+    """Memory for the factors of one layer after the other, one lot a thread.
+
+    Fresh memory for every layer costs more than reading the layer does.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Memory of a shape, in place of what was there under this name before."""
+        count = math.prod(shape)
+        kept = self._kept.get((name, dtype))
+        if kept is None or len(kept) < count:
+            kept = self._kept[name, dtype] = torch.empty(count, dtype=dtype)
+        return kept[:count].view(shape)
+
+
 def read_stack(
     layer: str,
     sources: Mapping[str, AdapterSource],
     weights: Mapping[str, float],
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    *,
+    transposed: bool = True,
+    memory: StackMemory | None = None,
 ) -> LayerStack:
-    """Read one module of every source that has it. Memory: two fp64 copies of the factors."""
+    """Read one module of every source that has it. Memory: one copy of the factors in ``dtype``.
+
+    Args:
+        transposed: Lay B transposed; without it ``bt`` is a view of B as it lies on disk.
+        memory: Where to lay the factors, instead of in memory of their own.
+    """
     tasks = [name for name, source in sources.items() if layer in source.modules]
     shapes = [sources[name].modules[layer] for name in tasks]
     rank = max(1, *(shape.rank for shape in shapes))  # a merge of nothing has rank 0
-    a = torch.zeros(len(tasks), rank, shapes[0].d_in, dtype=torch.float64)
-    bt = torch.zeros(len(tasks), rank, shapes[0].d_out, dtype=torch.float64)
-    for i, (name, shape) in enumerate(zip(tasks, shapes, strict=True)):
-        a_of_task, b_of_task = sources[name].read(layer)
-        a[i, : shape.rank] = a_of_task
-        bt[i, : shape.rank] = b_of_task.T
+    new = memory or StackMemory()
+    step = BLOCK if transposed else len(tasks)
+    a = new.empty("a", (len(tasks), rank, shapes[0].d_in), dtype)
+    block = new.empty("block", (min(step, len(tasks)), shapes[0].d_out, rank), dtype)
+    bt = block.mT
+    if transposed:
+        bt = new.empty("bt", (len(tasks), rank, shapes[0].d_out), dtype)
+    places_a, places_b = a.unbind(), block.unbind()
+    for first in range(0, len(tasks), step):
+        last = min(first + step, len(tasks))
+        for i in range(first, last):
+            own, place = shapes[i].rank, (places_a[i], places_b[i - first])
+            if own < rank:
+                place[0][own:] = 0
+                place[1][:, own:] = 0
+                place = (place[0][:own], place[1][:, :own])
+            read_module_into(sources[tasks[i]], layer, *place)
+        if transposed:
+            bt[first:last] = block[: last - first].mT
     return LayerStack(
         layer=layer,
         tasks=tasks,

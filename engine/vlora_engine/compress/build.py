@@ -18,7 +18,7 @@ from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.adapters.stack import read_stack
+from vlora_engine.adapters.stack import StackMemory, read_stack
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
@@ -28,7 +28,7 @@ from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose, clamped, match_layers
 from vlora_engine.spectra.tables import Spectra
-from vlora_engine.subspace.basis import BuiltLayer, build_layer
+from vlora_engine.subspace.basis import BuiltLayer, build_layer, reading_dtype
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.build import build_coded
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
@@ -177,10 +177,17 @@ def build_layers(
     """Build the layers ``names`` (default: all) in order."""
     device, weights = pick_device(run.device), collection.weights
     indices = {spec.name: i for i, spec in enumerate(collection.layers)}
+    memory = StackMemory()
 
     def work(name: str) -> BuiltLayer:
-        stack = read_stack(name, collection.sources, weights, device)
         layer_plan = plan.layers[name]
+        shapes = [s.modules[name] for s in collection.sources.values() if name in s.modules]
+        dtype = reading_dtype(layer_plan, shapes)
+        transposed = layer_plan.method != "flat" or dtype != torch.float32
+        sources = collection.sources
+        stack = read_stack(
+            name, sources, weights, device, dtype, transposed=transposed, memory=memory
+        )
         stored = plan.spectra.vectors_of(indices[name], layer_plan.method) if plan.spectra else None
         vectors = {s: torch.from_numpy(v) for s, v in stored.items()} if stored else None
         return build_layer(stack, layer_plan, vectors)

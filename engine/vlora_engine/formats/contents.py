@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,8 @@ from vlora_engine.utils.safetensors_file import (
     read_error,
     read_header,
     read_tensor,
+    read_tensors,
+    read_tensors_into,
 )
 
 if TYPE_CHECKING:
@@ -49,6 +51,12 @@ class Contents(Protocol):
     def read(self, name: str) -> Tensor:
         """One tensor, in memory of its own."""
 
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        """Some tensors, which may share memory."""
+
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        """Read some tensors into places of their dtypes and shapes; False where it cannot be."""
+
 
 class SafetensorsContents:
     """The header of a safetensors file, and its tensors when they are asked for."""
@@ -64,6 +72,12 @@ class SafetensorsContents:
 
     def read(self, name: str) -> Tensor:
         return read_tensor(self.header, name)
+
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        return read_tensors(self.header, names)
+
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        return read_tensors_into(self.header, names, places)
 
 
 class PickleContents:
@@ -84,6 +98,12 @@ class PickleContents:
 
     def read(self, name: str) -> Tensor:
         return self._mapped[name].detach().clone().contiguous()
+
+    def read_many(self, names: Sequence[str]) -> list[Tensor]:
+        return [self.read(name) for name in names]
+
+    def read_into(self, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+        return False
 
 
 def _check_pickle_file(path: Path) -> int:

@@ -71,10 +71,28 @@ class PlainAdapter(FileAdapter):
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank); a convolution's kernel is flattened into d_in."""
         pair = self._pairs[module]
+        return self._flat(pair, self._contents.read(pair.key_a), self._contents.read(pair.key_b))
+
+    def read_many(self, modules: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        """A and B of some modules; see `read_modules`."""
+        pairs = [self._pairs[module] for module in modules]
+        keys = [key for pair in pairs for key in (pair.key_a, pair.key_b)]
+        tensors = iter(self._contents.read_many(keys))
+        return [self._flat(pair, next(tensors), next(tensors)) for pair in pairs]
+
+    def read_into(self, module: str, a: Tensor, b: Tensor) -> bool:
+        """Read a module into A and B of its shape; False where that takes a copy."""
+        pair = self._pairs[module]
+        if self._transposed:
+            return False
+        return self._contents.read_into((pair.key_a, pair.key_b), (a, b))
+
+    def _flat(self, pair: Pair, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         shape = pair.shape
-        a, b = self._contents.read(pair.key_a), self._contents.read(pair.key_b)
         if self._transposed:
             return a.T.contiguous(), b.T.contiguous()
+        if shape.kind == "linear":
+            return a, b
         return a.reshape(shape.rank, shape.d_in), b.reshape(shape.d_out, shape.rank)
 
     def read_rest(self) -> dict[str, Tensor]:

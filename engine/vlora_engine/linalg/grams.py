@@ -1,8 +1,9 @@
 """Leading eigenbases of row matrices: by Gram matrices, by sampling, and updated with new rows.
 
-Everything is fp64. A *row matrix* X (m, D) stacks what a basis has to capture, one vector a row;
-its basis is an orthonormal set of directions in D dimensions, the most important first. Which rows
-each method takes: docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
+Everything is fp64, but for long products where a function says so. A *row matrix* X (m, D) stacks
+what a basis has to capture, one vector a row; its basis is an orthonormal set of directions in D
+dimensions, the most important first. Which rows each method takes:
+docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from vlora_engine.linalg.low_rank import largest_entry_sign
 FULL_EIGH_LIMIT = 4096  # smaller side of X above which not all directions are computed, ...
 PARTIAL_COMPONENTS = 1024  # ... but this many
 OVERSAMPLE = 12  # columns of a random sample beyond k, with another k / 4
+KRYLOV_OVERSAMPLE = 8  # the same where all power steps are kept
+KRYLOV_STEPS = 2
+CACHED = 1 << 18  # numbers in fp32 that a processor's own cache holds
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -138,10 +142,15 @@ def range_basis(rows: Tensor, k: int) -> Basis:
     Whichever is cheaper: a Gram matrix costs min(m, D) products with ``rows``, the range finder
     about eight times the width of its sample.
     """
-    if min(rows.shape) <= 8 * _sample_width(k):
+    if not is_sampled(rows.shape[0], rows.shape[1], k):
         vectors, values = _gram_vectors(rows)
         return basis_from_vectors(rows, vectors[:, :k], values[:k])
     return _sampled_basis(rows, k)
+
+
+def is_sampled(m: int, d: int, k: int) -> bool:
+    """Whether ``k`` directions of m rows of d numbers are found by sampling."""
+    return min(m, d) > 8 * _sample_width(k)
 
 
 def _gram_vectors(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,6 +186,71 @@ def _sampled_basis(rows: Tensor, k: int) -> Basis:
     _, values, vectors = torch.linalg.svd(rows @ q, full_matrices=False)  # X Q = U S W^T
     keep = min(k, int((values > max(m, d) * EPS * values[:1]).sum()))
     return Basis(orthonormal_rows(vectors[:keep] @ q.T), values[:keep])
+
+
+def sampled_basis_of_factors(factors: Tensor, weights: Tensor | None, k: int) -> Basis:
+    """The leading ``k`` directions of ``sum_i F_i^T G_i F_i``, products of full width in fp32.
+
+    The rows ``H_i^T F_i`` (``H_i H_i^T = G_i``) are not formed: a power step is F^T (G (F q)), with
+    r x r products in the middle. Rayleigh-Ritz on the seeded random sample and both of its power
+    steps together, a block Krylov space (Musco and Musco 2015, arXiv:1504.05477, algorithm 2): as
+    many products as subspace iteration takes, closer to the best basis, and of a narrower sample.
+    All that is as narrow as the sample is fp64, so that only the rounding of the products is felt,
+    1e-7 of the largest singular value: enough where what is left out is much more.
+
+    Args:
+        factors: F (N, r, D) fp32, numbers that are neither huge nor tiny.
+        weights: G (N, r, r) fp64, positive semidefinite, not 0; None for the identity.
+    """
+    n, r, d = factors.shape
+    rows, size = factors.reshape(n * r, d), 1.0
+    width, steps = min(k + KRYLOV_OVERSAMPLE, n * r, d), KRYLOV_STEPS + 1
+    generator = torch.Generator().manual_seed(0x5EED)
+    sample = torch.randn(n * r, width, generator=generator, dtype=torch.float32).to(rows.device)
+    if weights is not None:
+        size = float(weights.diagonal(dim1=1, dim2=2).max())
+        weights = weights / size
+        sample = _weighted(gram_roots(weights).float(), sample)
+    space = torch.empty(d, steps * width, dtype=torch.float64, device=rows.device)
+    inside = torch.empty(n * r, steps * width, dtype=torch.float64, device=rows.device)  # F space
+    power = sample.T @ rows  # F^T of the sample, transposed: BLAS then reads F along its rows
+    per_block = max(1, CACHED // (r * d))
+    for first in range(0, steps * width, width):
+        known, new = space[:, :first], slice(first, first + width)
+        added = power.T.double()
+        for _ in range(2 if first else 1):  # once leaves rounding inside the span
+            added = torch.linalg.qr(added - known @ (known.T @ added)).Q
+        space[:, new] = added
+        narrow, power = added.float(), torch.zeros_like(power)
+        for start in range(0, n, per_block):  # both products while the rows are in the cache
+            end = min(n, start + per_block)
+            at = slice(start * r, end * r)
+            inside[at, new] = product = (rows[at] @ narrow).double()
+            if new.stop < steps * width:
+                of_block = None if weights is None else weights[start:end]
+                power.addmm_(_weighted(of_block, product).float().T, rows[at])
+    values, vectors = torch.linalg.eigh(inside.T @ _weighted(weights, inside))
+    values, vectors = values.flip(0)[:k].clamp_min(0), vectors.flip(1)[:, :k]
+    return Basis(orthonormal_rows(vectors.T @ space.T), (values * size).sqrt())
+
+
+def _weighted(weights: Tensor | None, x: Tensor) -> Tensor:
+    """Every r rows of x (N r, s) multiplied by their own of the weights (N, r, r)."""
+    if weights is None:
+        return x
+    return torch.bmm(weights, x.view(len(weights), -1, x.shape[1])).view(x.shape)
+
+
+def gram_basis_of_rows(rows: Tensor, k: int) -> tuple[Basis, float]:
+    """The leading ``k`` directions of a few long rows (m, D) fp32, and ``||X||^2``.
+
+    Through the Gram matrix, whose products alone are fp32: right to 1e-7 of the largest eigenvalue.
+    """
+    gram = (rows @ rows.T).double()
+    _, vectors = torch.linalg.eigh(gram)
+    candidates = (vectors.flip(1)[:, :k].T.float() @ rows).double()
+    values = torch.linalg.vector_norm(candidates, dim=1)
+    return Basis(orthonormal_rows(candidates), values), float(gram.trace())
 
 
 def update_basis(

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.adapters.stack import LayerStack, flatten, unflatten
+from vlora_engine.errors import AdapterError
 from vlora_engine.linalg import grams
 from vlora_engine.linalg.grams import Basis
 from vlora_engine.linalg.low_rank import delta_error2
@@ -18,8 +20,10 @@ from vlora_engine.quantization.packed import PackedBasis, pack_rows
 from vlora_engine.quantization.packing import Quantization
 from vlora_engine.subspace.loadings import (
     Loadings,
+    LoadingsForm,
     Storage,
     decode_loadings,
+    decode_sides,
     encode_loadings,
     pack,
     round_to,
@@ -27,7 +31,10 @@ from vlora_engine.subspace.loadings import (
     unpack,
 )
 
-FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
+# Relative squared error below which Gram arithmetic has too few digits left.
+FINE = {torch.float64: 1e-10, torch.float32: 1e-2}
+SMALL = 1e-2  # share of the energy of the rows below which what a basis misses drowns in fp32
+SINGLE = frozenset({"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})  # dtypes that fp32 holds
 CHUNK = 64
 
 
@@ -167,24 +174,27 @@ class LayerBasis:
         return found
 
     def inner(self, method: str, side: str, factors: Tensor) -> Tensor:
-        """Inner products of factors (N, r, d) with the components: (N, r, k) or (N, k)."""
-        components = self.side(side).double().to(factors.device)
+        """Inner products of factors (N, r, d) with the components: (N, r, k) or (N, k) fp64."""
+        components = self.side(side).to(factors)
         if method != "flat":
-            return factors @ components.T
+            return (factors @ components.T).double()
         mean = self.mean(side)
         flat = flatten(factors, side)
         if mean is not None:
-            flat = flat - mean.double().to(flat.device)
-        return flat @ components.T
+            flat = flat - mean.to(flat)
+        return (flat @ components.T).double()
 
-    def expand(self, method: str, side: str, loadings: Tensor) -> Tensor:
-        """The factors (N, r, d) that loadings stand for, in fp64."""
-        approx = loadings.double() @ self.side(side).double().to(loadings.device)
+    def expand(
+        self, method: str, side: str, loadings: Tensor, dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """The factors (N, r, d) that loadings stand for, computed in ``dtype``."""
+        loadings = loadings.to(dtype)
+        approx = loadings @ self.side(side).to(loadings)
         if method != "flat":
             return approx
         mean = self.mean(side)
         if mean is not None:
-            approx = approx + mean.double().to(loadings.device)
+            approx += mean.to(loadings)
         return unflatten(approx, side, self.rank)
 
 
@@ -281,6 +291,8 @@ def build_layer(
         vectors: Eigenvectors per side that the spectra kept; without them, the first k
             directions are found by a seeded randomised range finder.
     """
+    if stack.is_single and not stack.is_even:
+        stack = stack.in_double
     found = {
         side: _find_basis(stack, plan, side, vectors.get(side) if vectors else None)
         for side in ("a", "b")
@@ -296,7 +308,8 @@ def build_layer(
         for start in range(0, len(members), CHUNK):
             rows = members[start : start + CHUNK]
             encoded, error2 = encode_tasks(stack, plan, basis, rank, _span(rows))
-            loadings.update((row, encoded.of(i)) for i, row in enumerate(rows))
+            of_tasks = zip(*(part.unbind() for part in encoded), strict=True)
+            loadings.update(zip(rows, map(Loadings._make, of_tasks), strict=True))
             residual[rows] = error2
     return BuiltLayer(
         basis=basis,
@@ -306,6 +319,24 @@ def build_layer(
         energy=energy,
         residual=residual,
     )
+
+
+def reading_dtype(plan: LayerPlan, shapes: Sequence[ModuleShape]) -> torch.dtype:
+    """The dtype that a layer is read in: fp32 where a few directions out of many are sampled.
+
+    Args:
+        shapes: The module's, of every task that has it.
+    """
+    ranks = {shape.rank for shape in shapes}
+    held = all(shape.dtype in SINGLE for shape in shapes)
+    if plan.exact or plan.refine or len(ranks) > 1 or not held:
+        return torch.float64
+    n, rank = len(shapes), max(ranks)
+    for k, d in ((plan.k_a, shapes[0].d_in), (plan.k_b, shapes[0].d_out)):
+        few = 2 * k < n if plan.method == "flat" else grams.is_sampled(n * rank, d, k)
+        if not few:
+            return torch.float64
+    return torch.float32
 
 
 def _span(rows: list[int]) -> slice | list[int]:
@@ -324,28 +355,59 @@ def encode_tasks(
     if method != "flat":
         inner_a, inner_b = inner_a[:, :rank], inner_b[:, :rank]
     loadings = encode_loadings(form, basis.fit("a", inner_a), basis.fit("b", inner_b), plan.dtype)
-    stored_a, stored_b = (t.to(a.device) for t in decode_loadings(form, loadings))
     a, bt, scale = a[:, :rank], bt[:, :rank], stack.scale[rows]
     if method == "flat":
-        hat_a = basis.expand(method, "a", stored_a)[:, :rank]
-        hat_b = basis.expand(method, "b", stored_b)[:, :rank]
-        cross = _inner(a, hat_a), _inner(bt, hat_b)
-        square = grams.small_grams(hat_a), grams.small_grams(hat_b)
+        stored = (t.to(a.device) for t in decode_loadings(form, loadings))
+        hat_a, hat_b = (
+            basis.expand(method, side, loadings_of_side, a.dtype)[:, :rank]
+            for side, loadings_of_side in zip("ab", stored, strict=True)
+        )
+        cross = (_inner(a, hat_a) * _inner(bt, hat_b)).double().sum((1, 2))
+        square = grams.small_grams(hat_a).double(), grams.small_grams(hat_b).double()
+        approx = (square[0] * square[1]).sum((1, 2))
     else:
-        # A^ = loadings @ C, so A A^^T = (A C^T) loadings^T: nothing of width d is formed again.
-        cross = _inner(inner_a, stored_a), _inner(inner_b, stored_b)
-        square = _gram_in(basis.a, stored_a), _gram_in(basis.b, stored_b)
+        cross, approx = _overlap(form, basis, loadings, inner_a, inner_b)
     full = (stack.gram_a[rows] * stack.gram_b[rows]).sum((1, 2))
-    approx = (square[0] * square[1]).sum((1, 2))
-    error2 = (full - 2 * (cross[0] * cross[1]).sum((1, 2)) + approx).clamp_min(0)
+    error2 = (full - 2 * cross + approx).clamp_min(0)
+    if not bool(error2.isfinite().all()):
+        raise AdapterError(
+            "A weight change is too large for the dtype that it would be stored in.",
+            where=basis.name,
+            expected=f"numbers that {plan.dtype} can hold",
+            found="loadings that are not finite",
+            remedy="leave the adapter out, or lower its scale",
+        )
     if method == "flat":
         error2[full == 0] = 0  # what has no effect comes back without one
-    fine = (error2 < FINE * full).nonzero().flatten()
+    fine = (error2 < FINE[a.dtype] * full).nonzero().flatten()
     if len(fine):
-        hat_a = basis.expand(method, "a", stored_a[fine])[:, :rank]
-        hat_b = basis.expand(method, "b", stored_b[fine])[:, :rank]
+        at = fine.cpu()
+        stored_a, stored_b = decode_loadings(form, Loadings(*(part[at] for part in loadings)))
+        hat_a = basis.expand(method, "a", stored_a.to(a.device))[:, :rank]
+        hat_b = basis.expand(method, "b", stored_b.to(a.device))[:, :rank]
         error2[fine] = delta_error2(a[fine], bt[fine].transpose(1, 2), hat_a, hat_b.transpose(1, 2))
     return loadings, (error2 * scale.square()).cpu()
+
+
+def _overlap(
+    form: LoadingsForm, basis: LayerBasis, loadings: Loadings, inner_a: Tensor, inner_b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``<dW, dW^>`` and ``||dW^||^2`` (N,) of what loadings stand for, nothing of width d formed.
+
+    Args:
+        inner_a: A C^T (N, r, k_a) fp64 of the tasks' factors; inner_b likewise.
+    """
+    stored_a, stored_b = decode_sides(form, loadings)
+    if stored_a is None:  # dW^ = C_b^T K C_a
+        core = stored_b.to(inner_a.device)
+        turned = (core @ _metric(basis.a, core)) * (_metric(basis.b, core) @ core)
+        projected = torch.bmm(inner_b.transpose(1, 2), inner_a)
+        return (core * projected).sum((1, 2)), turned.sum((1, 2))
+    # A^ = loadings @ C, so A A^^T = (A C^T) loadings^T.
+    stored_a, stored_b = stored_a.to(inner_a.device), stored_b.to(inner_a.device)
+    cross = _inner(inner_a, stored_a) * _inner(inner_b, stored_b)
+    square = _gram_in(basis.a, stored_a) * _gram_in(basis.b, stored_b)
+    return cross.sum((1, 2)), square.sum((1, 2))
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -354,20 +416,44 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 def _gram_in(components: Tensor, loadings: Tensor) -> Tensor:
     """Gram matrices of ``loadings @ components``, whose rounded rows are not quite orthonormal."""
-    metric = components.double().to(loadings.device)
-    return torch.bmm(loadings @ (metric @ metric.T), loadings.transpose(1, 2))
+    return torch.bmm(loadings @ _metric(components, loadings), loadings.transpose(1, 2))
+
+
+def _metric(components: Tensor, like: Tensor) -> Tensor:
+    """The Gram matrix of ``components`` (k, d) in fp64: (k, k), where ``like`` is."""
+    rows = components.to(like.device, torch.float64)
+    return rows @ rows.T
 
 
 def _find_basis(stack: LayerStack, plan: LayerPlan, side: str, vectors: Tensor | None) -> Basis:
-    rows = stack.rows(plan.method, side)
     k = plan.k_a if side == "a" else plan.k_b
     if plan.method == "flat":
         k = min(k, len(stack.tasks) - 1)
+    if stack.is_single:
+        basis, energy = _find_in_single(stack, plan.method, side, k)
+        if energy - float(basis.singular_values.square().sum()) > SMALL * energy:
+            return basis
+    rows = stack.in_double.rows(plan.method, side)
     if vectors is not None:
         return grams.basis_from_vectors(rows, vectors[:, :k].to(rows.device, torch.float64))
     if plan.exact or k >= min(rows.shape):
         return grams.full_basis(rows)[0].cut(k)
     return grams.range_basis(rows, k)
+
+
+def _find_in_single(stack: LayerStack, method: str, side: str, k: int) -> tuple[Basis, float]:
+    """The basis of one side by products in fp32, and the energy of its row matrix."""
+    if method == "flat":
+        return grams.gram_basis_of_rows(stack.rows(method, side), k)
+    factors, own = stack.side(side), stack.gram_a if side == "a" else stack.gram_b
+    if method == "columns":
+        energy = own.diagonal(dim1=1, dim2=2).sum()
+        return grams.sampled_basis_of_factors(factors, None, k), float(energy)
+    other = stack.gram_b if side == "a" else stack.gram_a
+    weights = other * (stack.weight * stack.scale).square().view(-1, 1, 1)
+    if not bool(weights.any()):
+        return Basis(factors.new_zeros(0, factors.shape[2]), factors.new_zeros(0)), 0.0
+    return grams.sampled_basis_of_factors(factors, weights, k), float((weights * own).sum())
 
 
 def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict[str, Basis]:

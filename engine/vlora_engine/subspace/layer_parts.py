@@ -195,11 +195,17 @@ class LayerParts(SealedLayers):
         energy = read_tensor(header, "energy").tolist()
         residual = read_tensor(header, "residual").tolist()
         offset = first = 0
-        lengths = zip(content["tasks"], content["lengths"], content["scales"], strict=True)
-        for i, (name, length, count) in enumerate(lengths):
-            if name in shares:
-                values = read_elements(header, "values", offset, length)
-                scales = read_elements(header, "scales", first, count)
-                loadings = Loadings(values, exponents[i], scales)
-                shares[name].append(TaskLayer(loadings, energy[i], residual[i]))
-            offset, first = offset + length, first + count
+        found, lengths, counts = list[tuple[int, str]](), list[int](), list[int]()
+        sizes = zip(content["tasks"], content["lengths"], content["scales"], strict=True)
+        for i, (name, length, count) in enumerate(sizes):
+            if name in shares:  # which follow each other
+                found.append((i, name))
+                lengths.append(length)
+                counts.append(count)
+            elif not found:
+                offset, first = offset + length, first + count
+        values = read_elements(header, "values", offset, sum(lengths)).split(lengths)
+        scales = read_elements(header, "scales", first, sum(counts)).split(counts)
+        for (i, name), *parts in zip(found, values, scales, strict=True):
+            loadings = Loadings(parts[0], exponents[i], parts[1])
+            shares[name].append(TaskLayer(loadings, energy[i], residual[i]))

@@ -13,10 +13,11 @@ import math
 import os
 import random
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -339,31 +340,46 @@ class FilePool:
         self._chooser = random.Random(0)
 
     def pread_into(
-        self, path: Path, buffer: memoryview, offset: int, identity: Identity | None = None
+        self,
+        path: Path,
+        buffer: memoryview,
+        offset: int,
+        identity: Identity | None = None,
+        more: Sequence[memoryview] = (),
     ) -> None:
-        """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter.
+        """Fill ``buffer`` and ``more`` from ``offset`` on; the file may not be shorter.
 
         Raises:
             CorruptFileError: It is shorter, or was replaced since ``identity`` was taken.
             StorageError: It cannot be read.
         """
+        file, buffers = None, [buffer, *more]
         try:
-            with self._reading(path, identity) as descriptor:
-                done = 0
-                while done < len(buffer):
-                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
-                    if count == 0:
-                        raise CorruptFileError(
-                            "The file became shorter while it was read.",
-                            where=path,
-                            expected=f"{offset + len(buffer)} bytes",
-                            found=f"{offset + done} bytes",
-                        )
-                    done += count
+            with self._lock:
+                file = self._opened(path, identity)
+                file.readers += 1  # it stays open until then
+            end = offset + sum(map(len, buffers))
+            while offset < end:
+                count = os.preadv(file.descriptor, buffers, offset)
+                if count == 0:
+                    raise CorruptFileError(
+                        "The file became shorter while it was read.",
+                        where=path,
+                        expected=f"{end} bytes",
+                        found=f"{offset} bytes",
+                    )
+                offset += count
+                if offset < end:
+                    buffers = _behind(buffers, count)
         except OSError as error:
             if isinstance(error, VLoRAError):
                 raise
             raise read_error(path, error) from None
+        finally:
+            if file is not None:
+                with self._lock:
+                    file.readers -= 1
+                    self._close_unused(file)
 
     def forget(self, path: Path) -> None:
         """Close ``path`` if it is open."""
@@ -375,19 +391,6 @@ class FilePool:
         with self._lock:
             for path in [p for p in self._files if p == directory or directory in p.parents]:
                 self._forget(path)
-
-    @contextmanager
-    def _reading(self, path: Path, wanted: Identity | None) -> Iterator[int]:
-        """The descriptor of ``path``, which stays open until the block is left."""
-        with self._lock:
-            file = self._opened(path, wanted)
-            file.readers += 1
-        try:
-            yield file.descriptor
-        finally:
-            with self._lock:
-                file.readers -= 1
-                self._close_unused(file)
 
     def _opened(self, path: Path, wanted: Identity | None) -> _OpenFile:
         known = self._files.get(path)
@@ -420,6 +423,16 @@ class FilePool:
             os.close(file.descriptor)
 
 
+def _behind(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """What is left of ``buffers`` behind the first ``count`` bytes."""
+    left = []
+    for buffer in buffers:
+        if count < len(buffer):
+            left.append(buffer[count:])
+        count = max(0, count - len(buffer))
+    return left
+
+
 def _files_to_keep() -> int:
     """Half of what the system lets a process have open, at most 512.
 
@@ -450,6 +463,62 @@ def read_tensor(header: Header, name: str) -> Tensor:
         return torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
     flat = torch.frombuffer(read_bytes(header, name), dtype=torch_dtype(entry.dtype))
     return flat.reshape(entry.shape)
+
+
+def read_tensors(header: Header, names: Sequence[str]) -> list[Tensor]:
+    """Read some tensors; those of one dtype that follow each other in the file, at once.
+
+    What was read at once shares its memory.
+    """
+    found: list[Tensor] = []
+    run: list[TensorEntry] = []
+    for name in names:
+        entry = header.entry(name)
+        if run and (entry.start != run[-1].end or entry.dtype != run[0].dtype):
+            found += _read_run(header, run)
+            run = []
+        run.append(entry)
+    return found + _read_run(header, run) if run else found
+
+
+def read_tensors_into(header: Header, names: Sequence[str], places: Sequence[Tensor]) -> bool:
+    """Read two tensors or more into places of their shapes, all at once, if that can be done.
+
+    It can where they follow each other in the file, in the dtype of the places, whose memory is
+    without gaps; else nothing is read.
+    """
+    import torch
+
+    entries = [header.entry(name) for name in names]
+    follow = all(b.start == a.end for a, b in pairwise(entries))
+    if not follow or not all(
+        place.dtype == torch_dtype(entry.dtype)
+        and place.is_contiguous()
+        and place.nbytes == entry.nbytes > 0
+        for entry, place in zip(entries, places, strict=True)
+    ):
+        return False
+    raw = [place.view(torch.uint8).numpy().data.cast("B") for place in places]
+    _fill(header, raw[0], entries[0].start, *raw[1:])
+    return True
+
+
+def _read_run(header: Header, run: Sequence[TensorEntry]) -> list[Tensor]:
+    """Tensors of one dtype without a gap between them."""
+    import torch
+
+    start, data = run[0].start, bytearray(run[-1].end - run[0].start)
+    if data:
+        _fill(header, memoryview(data), start)
+    dtype, size = torch_dtype(run[0].dtype), ITEM_BYTES[run[0].dtype]
+    return [
+        torch.frombuffer(
+            data, dtype=dtype, count=entry.nbytes // size, offset=entry.start - start
+        ).reshape(entry.shape)
+        if entry.nbytes
+        else torch.empty(entry.shape, dtype=dtype)
+        for entry in run
+    ]
 
 
 def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
@@ -491,11 +560,13 @@ def with_bytes(header: Header) -> Header:
     return replace(header, held=bytes(data))
 
 
-def _fill(header: Header, buffer: memoryview, start: int) -> None:
+def _fill(header: Header, buffer: memoryview, start: int, *more: memoryview) -> None:
     if header.held is None:
-        _POOL.pread_into(header.path, buffer, start, header.identity)
-    else:
-        buffer[:] = header.held[start : start + len(buffer)]
+        _POOL.pread_into(header.path, buffer, start, header.identity, more)
+        return
+    for part in (buffer, *more):
+        part[:] = header.held[start : start + len(part)]
+        start += len(part)
 
 
 def close_file(path: Path) -> None:

@@ -96,6 +96,9 @@ def element_bytes(tensor: Tensor) -> Iterator[memoryview]:
     import torch
 
     count, whole = tensor.numel(), tensor.detach()
+    if count and whole.is_cpu and whole.is_contiguous():
+        yield whole.reshape(-1).view(torch.uint8).numpy().data
+        return
     if count > _AT_ONCE and not any(tensor.stride()):
         whole = whole.reshape(-1)[:_AT_ONCE]
     raw = whole.to("cpu").contiguous().reshape(-1)

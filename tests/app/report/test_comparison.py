@@ -90,14 +90,23 @@ def test_analyze_reads_every_adapter_once(
     cli: Cli, mixed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: dict[tuple[str, str], int] = {}
-    original = PeftAdapter.read
+    one, many = PeftAdapter.read, PeftAdapter.read_many
 
-    def counted(self: Any, module: str) -> Any:
+    def count(self: Any, module: str) -> None:
         key = (str(self.path), module)
         read[key] = read.get(key, 0) + 1
-        return original(self, module)
+
+    def counted(self: Any, module: str) -> Any:
+        count(self, module)
+        return one(self, module)
+
+    def many_counted(self: Any, modules: Any) -> Any:
+        for module in modules:
+            count(self, module)
+        return many(self, modules)
 
     monkeypatch.setattr(PeftAdapter, "read", counted)
+    monkeypatch.setattr(PeftAdapter, "read_many", many_counted)
     cli("analyze", mixed, "--json")
     again = {Path(path).name for (path, _), times in read.items() if times > 1}
     assert again <= {"a2", "copy of a2", "half"}, "only what may be identical is looked at again"

@@ -96,19 +96,23 @@ def test_what_changes_while_it_is_read_is_named_and_nothing_is_written(
     victim = next(place for place in places if place.name == VICTIM)
     source = sources[VICTIM]
     reads = [0]
-    read, turn = source.read, Lock()
+    turn = Lock()
 
-    def harmed(module: str) -> Any:
-        # One at a time: another thread would read the file while it is cut off and not yet filled,
-        # and tell that.
-        with turn:
-            pair = read(module)
-            reads[0] += 1
-            if reads[0] == 1:
-                harm(victim, other)
-            return pair
+    def harmed(read: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            # One at a time: another thread would read the file while it is cut off and not yet
+            # filled, and tell that.
+            with turn:
+                found = read(*arguments)
+                reads[0] += 1
+                if reads[0] == 1:
+                    harm(victim, other)
+                return found
 
-    source.read = harmed
+        return wrapped
+
+    for way in ("read", "read_many", "read_into"):
+        setattr(source, way, harmed(getattr(source, way)))
     out = tmp_path / "out"
     with pytest.raises(VLoRAError) as caught:
         WORK[name](sources, out)
