@@ -6,7 +6,8 @@ to the same bytes. What they compute, and why, stands in `vlora_engine.codec.ran
 one of them is bounded by what the caller has checked, or here.
 
 All numbers are int64, so that nothing overflows: a state is below 2^32, a magnitude with its low
-bits below 2^58.
+bits below 2^58. What depends on the numbers coded is added up without branches, which no processor
+foresees: a bit is counted by 0 or 1, a word is read or written in any case and only then counted.
 """
 
 from __future__ import annotations
@@ -106,17 +107,17 @@ def encode_lanes(
         written: (L,) uint16, filled with the words of each lane.
         words: (numbers,) uint16, filled from its beginning.
     """
-    backwards = np.zeros(_LANE, dtype=np.uint16)
+    backwards = np.zeros(_LANE + 1, dtype=np.uint16)
     total, begin = 0, 0
     for lane in range(len(lengths)):
         state, count = _LOW, 0
         for i in range(begin + lengths[lane] - 1, begin - 1, -1):
             symbol = symbols[i]
             frequency = np.int64(code[symbol]) >> 16
-            if state >= frequency << (32 - _SLOT_BITS):
-                backwards[count] = state & 0xFFFF
-                count += 1
-                state >>= 16
+            full = np.int64(state >= frequency << (32 - _SLOT_BITS))
+            backwards[count] = state & 0xFFFF
+            count += full
+            state >>= full << 4
             quotient = np.int64(state * inverse[symbol])
             state += (np.int64(code[symbol]) & _CODE_MASK) + quotient * (_SLOT_MASK + 1 - frequency)
         begin += lengths[lane]
@@ -139,18 +140,19 @@ def pack_rest(
         low: uint8, (low_bits * d) bits, filled.
         beyond: uint32, filled with what magnitudes exceed the escape by.
     """
-    sign_byte, nonzero, low_byte, pending, lows, escapes = 0, 0, 0, 0, 0, 0
+    sign_byte, signed, nonzero, low_byte, pending, lows, escapes = 0, 0, 0, 0, 0, 0, 0
     for v in range(rows.shape[0]):
         width = low_bits[v]
         for i in range(rows.shape[1]):
             x = np.int64(rows[v, i])
             magnitude = abs(x)
-            if x != 0:
-                sign_byte = sign_byte << 1 | (1 if x < 0 else 0)
-                nonzero += 1
-                if nonzero & 7 == 0:
-                    signs[(nonzero >> 3) - 1] = sign_byte
-                    sign_byte = 0
+            is_one = np.int64(x != 0)
+            sign_byte = sign_byte << is_one | np.int64(x < 0)
+            nonzero += is_one
+            if nonzero == 8:
+                signs[signed] = sign_byte
+                signed += 1
+                sign_byte, nonzero = 0, 0
             high = magnitude >> width
             if high >= _ESCAPE:
                 beyond[escapes] = high - _ESCAPE
@@ -163,11 +165,12 @@ def pack_rest(
                     low[lows] = low_byte >> pending
                     lows += 1
                     low_byte &= (1 << pending) - 1
-    if nonzero & 7:
-        signs[nonzero >> 3] = sign_byte << (8 - (nonzero & 7))
+    if nonzero:
+        signs[signed] = sign_byte << (8 - nonzero)
+        signed += 1
     if pending:
         low[lows] = low_byte << (8 - pending)
-    return (nonzero + 7) >> 3, escapes
+    return signed, escapes
 
 
 def decode_lanes(
@@ -196,14 +199,14 @@ def decode_lanes(
         shape: (n,) uint8, each below 4.
         states: (L,) uint32.
         written: (L,) int64.
-        words: uint16, as many as ``written`` says.
+        words: uint16, as many as ``written`` says, and one more.
         code: See `encode_lanes`.
         symbol: (models * 2^14,) uint8.
         context: (63 * 256 + 1,) uint8.
         starts: (56,) int64.
         high: (n * d,) uint8, filled with magnitudes, at most 63.
     """
-    at, done, escapes, sound = 0, 0, 0, True
+    at, done, escapes, sound, last = 0, 0, 0, True, len(words) - 1
     for lane in range(len(lengths)):
         state, end, left = np.int64(states[lane]), at + written[lane], lengths[lane]
         while left > 0:
@@ -218,12 +221,12 @@ def decode_lanes(
                 magnitude = np.int64(symbol[model << _SLOT_BITS | slot])
                 entry = np.int64(code[model << 6 | magnitude])
                 state = (entry >> 16) * (state >> _SLOT_BITS) + slot - (entry & _CODE_MASK)
-                if state < _LOW:
-                    if at < end:
-                        state = state << 16 | np.int64(words[at])
-                    at += 1
+                longer = state << 16 | np.int64(words[min(at, last)])
+                short = state < _LOW
+                state = longer if short else state
+                at += np.int64(short)
                 high[i] = magnitude
-                escapes += 1 if magnitude == _ESCAPE else 0
+                escapes += np.int64(magnitude == _ESCAPE)
                 mean += ((magnitude << 8) - mean) >> 4
             done = stop
         sound = sound and state == _LOW and at == end
@@ -260,17 +263,22 @@ def join_magnitudes(
                 pending -= width
                 magnitude = magnitude << width | bits >> pending
                 bits &= (1 << pending) - 1
-            nonzero += 1 if magnitude > 0 else 0
+            nonzero += np.int64(magnitude > 0)
             largest = max(largest, magnitude)
             out[v, i] = magnitude & 0x7FFFFFFF
     return nonzero, largest
 
 
 def set_signs(signs: Array, out: Array) -> None:
-    """Negate numbers (n * d,) int32, of which ``signs`` has a bit for each that is not zero."""
+    """Negate numbers (n * d,) int32, of which ``signs`` has a bit for each that is not zero.
+
+    Args:
+        signs: uint8, and one more.
+        out: (n * d,) int32, not negative.
+    """
     at = 0
     for i in range(len(out)):
-        if out[i] != 0:
-            if signs[at >> 3] >> (7 - (at & 7)) & 1:
-                out[i] = -out[i]
-            at += 1
+        is_one = np.int64(out[i] != 0)
+        negative = np.int64(signs[at >> 3]) >> (7 - (at & 7)) & is_one
+        out[i] = (np.int64(out[i]) ^ -negative) + negative
+        at += is_one

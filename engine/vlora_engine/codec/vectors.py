@@ -475,7 +475,7 @@ def _decode_compiled(loops: Loops, opened: _Opened) -> int:
         layout.lengths().astype(np.int64),
         *(layout.d, layout.period, table.contexts),
         *(opened.start.astype(np.uint8), opened.shape),
-        *(opened.states.astype(np.uint32), opened.lengths, opened.words.astype(np.uint16)),
+        *(opened.states.astype(np.uint32), opened.lengths, _and_one(opened.words, np.uint16)),
         *(table.code, table.symbol, table.context, table.starts),
         opened.high,
     )
@@ -491,5 +491,12 @@ def _finish_compiled(loops: Loops, opened: _Opened, escapes: int) -> Array:
         low, beyond = opened.tail(escapes)
         magnitudes = opened.high, opened.low_bits, low, beyond.astype(np.uint32)
         signs = opened.signs(*loops.join_magnitudes(*magnitudes, out), low, beyond)
-        loops.set_signs(signs, out.reshape(-1))
+        loops.set_signs(_and_one(signs, np.uint8), out.reshape(-1))
+    return out
+
+
+def _and_one(values: Array, dtype: type) -> Array:
+    """The values and a zero: the loops look one ahead."""
+    out = np.zeros(len(values) + 1, dtype=dtype)
+    out[:-1] = values
     return out
