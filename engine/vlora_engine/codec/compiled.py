@@ -32,9 +32,11 @@ _SIGNATURES = {
     loops.find_symbols: "i4[2]! i8[1] u1[1] i8 i8 i8 u1[1] i8[1] i4[2] u2[1] u1[1]",
     loops.encode_lanes: "u2[1] i8[1] u4[1] f8[1] u4[1] u2[1] u2[1]",
     loops.pack_rest: "i4[2]! i8[1] u1[1] u1[1] u4[1]",
-    loops.decode_lanes: "i8[1] i8 i8 i8 u1[1]! u1[1] u4[1] i8[1] u2[1] u4[1] u1[1] u1[1] i8[1] u1[1]",
+    loops.decode_lanes: (
+        "i8[1] i8 i8 i8 u1[1] u1[1] u4[1] i8[1] u2[1] u4[1] u1[1] u1[1] i8[1] u1[1]"
+    ),
     loops.join_magnitudes: "u1[1] i8[1] u1[1]! u4[1] i4[2]",
-    loops.set_signs: "u1[1]! i4[1]",
+    loops.set_signs: "u1[1] i4[1]",
 }
 
 
@@ -111,34 +113,30 @@ loader = Loader()
 
 
 def is_installed() -> bool:
-    """Whether there is a numba that may be used (NUMBA_DISABLE_JIT turns it off)."""
-    return not os.environ.get("NUMBA_DISABLE_JIT", "0").strip("0") and bool(find_spec("numba"))
+    """Whether there is a numba that may be used; its own NUMBA_DISABLE_JIT=1 turns it off."""
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        return False
+    try:
+        return find_spec("numba") is not None
+    except ValueError:  # a module in its place that does not say where it comes from
+        return False
 
 
 def _load() -> Loops | None:
     if not is_installed():
         return None
     try:
-        import numba  # noqa: F401
+        return _compiled(kept=True)
+    except Exception as reason:  # most often there is no place where the result can be kept
+        logger.info("numba compiles the entropy coder without keeping it: %s", reason)
+    try:
+        return _compiled(kept=False)
     except Exception as reason:
-        logger.warning("numba cannot be imported; NumPy codes instead, slower: %s", reason)
-        return None
-    for kept in (True, False):
-        try:
-            return _compiled(kept)
-        except Exception as reason:
-            # Most often there is no place to keep what was compiled.
-            where = "keeping the result" if kept else "this machine"
-            logger.log(
-                logging.INFO if kept else logging.WARNING,
-                "numba did not compile the entropy coder (%s): %s",
-                where,
-                reason,
-            )
+        logger.warning("numba cannot be used, NumPy codes instead (slower): %s", reason)
     return None
 
 
-def _compiled(kept: bool) -> Loops:
+def _compiled(*, kept: bool) -> Loops:
     import numba
 
     made = {}
