@@ -490,13 +490,14 @@ def _finish_compiled(loops: Loops, opened: _Opened, escapes: int) -> Array:
     if out.size:
         low, beyond = opened.tail(escapes)
         magnitudes = opened.high, opened.low_bits, low, beyond.astype(np.uint32)
-        signs = opened.signs(*loops.join_magnitudes(*magnitudes, out), low, beyond)
+        nonzero, largest = loops.join_magnitudes(*magnitudes, out)
+        signs = opened.signs(nonzero, largest, low, beyond)
         loops.set_signs(_and_one(signs, np.uint8), out.reshape(-1))
     return out
 
 
 def _and_one(values: Array, dtype: type) -> Array:
     """The values and a zero: the loops look one ahead."""
-    out = np.zeros(len(values) + 1, dtype=dtype)
+    out: Array = np.zeros(len(values) + 1, dtype=dtype)
     out[:-1] = values
     return out

@@ -97,7 +97,7 @@ def check_same(way: Any, given_: list[np.ndarray]) -> None:
 
 
 def test_the_bytes_are_the_same(way: Any) -> None:
-    @settings(max_examples=60 if way.quick else 5, deadline=None, database=None)
+    @settings(max_examples=30 if way.quick else 4, deadline=None, database=None)
     @given(matrices())
     def check(given_: list[np.ndarray]) -> None:
         check_same(way, given_)
@@ -126,10 +126,10 @@ def test_what_is_altered_comes_to_the_same(way: Any) -> None:
     rows = of(np.rint(rng.normal(size=(5, 300)) * spread))
     raw = under(NUMPY, encode_matrices, [rows])[0]
     # The vectors' bytes and the lanes' heads, number by number; what comes after in strides.
-    places = [*range(20), *range(20, len(raw), 13 if way.quick else 211)]
+    places = [*range(20), *range(20, len(raw), 59 if way.quick else 401)]
     refused = 0
     for place in places:
-        for change in (1, 0x80, 0xFF):
+        for change in (1, 0xFF):
             altered = bytearray(raw)
             altered[place] ^= change
             parts = [(raw, 5, 300), (bytes(altered), 5, 300)]
@@ -137,7 +137,7 @@ def test_what_is_altered_comes_to_the_same(way: Any) -> None:
             assert found == outcome(NUMPY, parts)
             refused += isinstance(found, str)
     assert refused > len(places)
-    wrong = [(raw[:cut], 5, 300) for cut in range(0, len(raw), 41 if way.quick else 401)]
+    wrong = [(raw[:cut], 5, 300) for cut in range(0, len(raw), 101 if way.quick else 601)]
     wrong += [(raw + b"\0", 5, 300), (raw, 6, 300), (raw, 5, 301), (raw, 0, 300), (raw, 5, 0)]
     wrong += [(raw, 1 << 16, 1 << 20), (b"", 1, 1), (b"\0" * 700, 5, 300), (b"\xff" * 900, 5, 300)]
     for part in wrong:
