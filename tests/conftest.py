@@ -51,6 +51,9 @@ _collection_home = Path(tempfile.mkdtemp(prefix="vlora-tests-"))
 atexit.register(shutil.rmtree, _collection_home, ignore_errors=True)
 os.environ.update(_home_variables(_collection_home))
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+# NumPy codes, wherever numba is there as well, so that it does not depend on how much was coded
+# before which of the two a test sees; tests/engine/codec/test_compiled.py turns numba on.
+os.environ["NUMBA_DISABLE_JIT"] = "1"
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 for _name in list(os.environ):
     styles_output = _name in (

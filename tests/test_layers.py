@@ -90,6 +90,7 @@ ONLY_IN = [
 SLOW = {
     "gguf",
     "huggingface_hub",
+    "numba",
     "numpy",
     "peft",
     "plotext",
@@ -154,6 +155,7 @@ OURS = "ours"
 LAZY = {
     "vlora_engine.adapters.model": "torch",
     "vlora_engine.catalog.subspace_tasks": "numpy torch",
+    "vlora_engine.codec.compiled": "numba",
     "vlora_engine.codec.forecast": "safetensors",
     "vlora_engine.compat.lorashare": "huggingface_hub peft",
     "vlora_engine.convert.convert": "numpy safetensors torch",

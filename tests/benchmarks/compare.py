@@ -14,7 +14,7 @@ PAIRWISE = """
 import sys
 from itertools import combinations
 from vlora_engine.analysis import adapter_diff, diff_total
-from vlora_engine.formats import open_adapter
+from vlora_engine.catalog.open import open_adapter
 sources = [open_adapter(path) for path in sys.argv[1:]]
 for a, b in combinations(sources, 2):
     diff_total(adapter_diff(a, b))

@@ -26,6 +26,7 @@ SECTIONS = (
     "build",
     "error",
     "noticed",
+    "coder",
     "export",
     "reports",
     "growth",
@@ -37,7 +38,7 @@ SECTIONS = (
     "switch",
     "training",
 )
-PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy")
+PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy", "numba")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from vlora_tui.pipeline.disk_space import free_bytes
 from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
-LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
+LIBRARIES = ("safetensors", "numpy", "numba", "textual", "peft", "transformers", "gguf", "ray")
 LOW_SPACE = 1_000_000_000
 ROOT = Path("/")
 

@@ -19,6 +19,7 @@ import numpy as np
 from vlora_engine.codec.algebra import transposed
 from vlora_engine.codec.floats import unsound
 from vlora_engine.codec.tables import PRECISION, UNIT_BITS, Array, models
+from vlora_engine.errors import CorruptFileError
 
 LOW = 1 << 16  # a state x stays in [2^16, 2^32)
 _SHIFT = np.uint64(PRECISION)
@@ -241,9 +242,11 @@ def decode(lanes: Lanes, states: Array, words: Sequence[Array]) -> Array:
         out[step, :count] = symbol
         tracker.update(symbol)
     if not ((state == low).all() and (position == np.cumsum(lengths)).all()):
-        what, expected = (
-            "Coded numbers do not end where they should.",
-            "the words that were written",
-        )
-        raise unsound(what, "other words, or too few", expected)
+        raise other_words()
     return out
+
+
+def other_words() -> CorruptFileError:
+    """The error for words that are not those that were written, or too few."""
+    what = "Coded numbers do not end where they should."
+    return unsound(what, "other words, or too few", "the words that were written")

@@ -19,6 +19,7 @@ FILE = Path(__file__).with_name("tables.npz")
 PRECISION = 14
 ESCAPE = 63
 UNIT_BITS = 8  # running means are kept in 1/256
+_COST_BITS = 16
 _LARGEST_MEAN = ESCAPE << UNIT_BITS
 
 
@@ -34,7 +35,7 @@ class Models:
         symbol: (models * 2^14,) uint8 the symbol of every slot of 2^14.
         context: (63 * 256 + 1,) uint8 the context of every running mean, in 1/256.
         starts: (56,) int32 the running means that a vector can begin with.
-        cost: (models, 64) fp32 bits of each symbol.
+        cost: (models, 64) int32 bits of each symbol, in 2^-16: sums are the same in any order.
     """
 
     shapes: int
@@ -74,7 +75,7 @@ def models() -> Models:
         np.tile(np.arange(symbols, dtype=np.uint8), len(frequency)), frequency.ravel()
     )
     context = np.searchsorted(edges, np.arange(_LARGEST_MEAN + 1), side="right")
-    cost = (PRECISION - np.log2(frequency)).astype(np.float32)
+    cost = np.rint((PRECISION - np.log2(frequency)) * (1 << _COST_BITS)).astype(np.int32)
     return Models(
         shapes=shapes,
         contexts=contexts,

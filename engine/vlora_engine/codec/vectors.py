@@ -5,6 +5,9 @@ lanes' states (uint32), numbers of words (uint16) and words; then the signs of a
 the low bits, and the excess over an escape (uint32 each). How many there are of each follows from
 n, d and what was read before. Where low bits are stored apart, a mark comes first, and their
 number, a byte for each vector, after the bytes of the vectors (docs/formats.md#coded-matrices).
+
+There are two ways to the same bytes: many matrices at once in NumPy, or one after the other in
+compiled loops (`vlora_engine.codec.compiled`).
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ from itertools import pairwise
 import numpy as np
 
 from vlora_engine.codec.algebra import transposed
+from vlora_engine.codec.compiled import Loops, loader, tables
 from vlora_engine.codec.floats import unsound
-from vlora_engine.codec.rans import Lanes, contexts, decode, encode
+from vlora_engine.codec.rans import Lanes, contexts, decode, encode, other_words
 from vlora_engine.codec.tables import ESCAPE, UNIT_BITS, Array, models
 
 LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
@@ -135,6 +139,9 @@ class _Prepared:
 
 def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     """Encode integer matrices (n, d), each to its own bytes; all are coded together, for speed."""
+    loops = loader.loops(sum(rows.size for rows in matrices))
+    if loops is not None:
+        return [_encode_compiled(loops, rows) for rows in matrices]
     prepared = [_prepare(rows) for rows in matrices]
     coded: list[_Coded | None] = [None] * len(matrices)
     for members in _batches([p.layout for p in prepared]):
@@ -157,6 +164,10 @@ def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
         CorruptFileError: The bytes are not those of such a matrix.
     """
     opened = [_Opened(memoryview(raw), Layout(n, d)) for raw, n, d in parts]
+    loops = loader.loops(sum(o.layout.n * o.layout.d for o in opened))
+    if loops is not None:
+        escapes = [_decode_compiled(loops, o) for o in opened]
+        return [_finish_compiled(loops, o, e) for o, e in zip(opened, escapes, strict=True)]
     for members in _batches([o.layout for o in opened]):
         _decode_group([opened[i] for i in members])
     return [o.finish() for o in opened]
@@ -179,22 +190,29 @@ def _batches(layouts: Sequence[Layout]) -> list[list[int]]:
 def _prepare(rows: Array) -> _Prepared:
     n, d = rows.shape
     magnitude = np.abs(rows)
-    mean = magnitude.mean(axis=1) if d else np.zeros(n)
-    low_bits = np.ceil(np.log2(np.maximum(mean, 1) / _HIGH_MEAN)).clip(0, _MAX_LOW_BITS)
-    low_bits = low_bits.astype(np.int32)
+    low_bits = _low_bits_for(magnitude.mean(axis=1) if d else np.zeros(n)).astype(np.int32)
     high = magnitude >> low_bits[:, None] if low_bits.any() else magnitude
-    table = models()
-    average = high.mean(axis=1) * (1 << UNIT_BITS) if d else np.zeros(n)
-    start = np.rint(4 * np.log2(np.maximum(average, 1))).clip(0, len(table.starts) - 1)
     return _Prepared(
         Layout(n, d),
         rows,
         magnitude,
         np.minimum(high, ESCAPE).astype(np.uint8),
         low_bits,
-        start.astype(np.uint8),
+        _start_for(high.mean(axis=1) if d else np.zeros(n)),
         np.zeros(n, dtype=np.uint8),
     )
+
+
+def _low_bits_for(mean: Array) -> Array:
+    """How many low bits are stored apart (n,), for vectors of these mean magnitudes (n,)."""
+    octaves: Array = np.ceil(np.log2(np.maximum(mean, 1) / _HIGH_MEAN))
+    return octaves.clip(0, _MAX_LOW_BITS).astype(np.int64)
+
+
+def _start_for(mean: Array) -> Array:
+    """The running mean to start with (n,) uint8, for means (n,) without the low bits."""
+    octaves: Array = np.rint(4 * np.log2(np.maximum(mean * (1 << UNIT_BITS), 1)))
+    return octaves.clip(0, len(models().starts) - 1).astype(np.uint8)
 
 
 def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[Array]) -> Lanes:
@@ -271,11 +289,11 @@ def _symbols(members: Sequence[_Prepared], lanes: Lanes, positions: Array) -> Ar
 
 
 def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
-    """Estimate the bits of every piece under every shape from a sample: (shapes, L, times)."""
+    """Estimate the cost of every piece under every shape from a sample: (shapes, L, times)."""
     table = models()
-    steps = np.arange(0, lanes.steps, _SAMPLE if period >= 16 * _SAMPLE else 1)
+    steps = np.arange(0, lanes.steps, _sampled(period))
     index = symbols[steps].astype(np.intp)
-    inside = (steps[:, None] < lanes.lengths[None, :]).astype(np.float32)
+    inside = (steps[:, None] < lanes.lengths[None, :]).astype(np.int32)
     pieces = np.arange(-(-lanes.steps // period))
     edges = np.searchsorted(steps // period, pieces)
     costs = []
@@ -284,6 +302,10 @@ def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
         bits *= inside
         costs.append(np.add.reduceat(bits, edges, axis=0).T)
     return np.stack(costs)
+
+
+def _sampled(period: int) -> int:
+    return _SAMPLE if period >= 16 * _SAMPLE else 1
 
 
 def _best_shape(layout: Layout, costs: Array) -> Array:
@@ -298,15 +320,20 @@ def _best_shape(layout: Layout, costs: Array) -> Array:
 def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
     if coded is None or not p.layout.n or not p.layout.d:
         return b""
-    head: bytes = (p.start | p.shape << 6).tobytes()
-    if p.low_bits.any():
-        head = bytes([_LOW_BITS_FOLLOW]) + head + p.low_bits.astype(np.uint8).tobytes()
+    head = _head(p.start, p.shape, p.low_bits)
     signs = np.packbits((p.rows < 0)[p.rows != 0])
     low = _pack_low(p.magnitude, p.low_bits)
     escaped = p.high == ESCAPE
     beyond = (p.magnitude >> p.low_bits[:, None])[escaped] - ESCAPE if escaped.any() else _NONE
     parts = [coded.states.astype("<u4"), coded.lengths, coded.words.astype("<u2")]
     return head + b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
+
+
+def _head(start: Array, shape: Array, low_bits: Array) -> bytes:
+    head: bytes = (start | shape << 6).tobytes()
+    if not low_bits.any():
+        return head
+    return bytes([_LOW_BITS_FOLLOW]) + head + low_bits.astype(np.uint8).tobytes()
 
 
 def _pack_low(magnitude: Array, low_bits: Array) -> Array:
@@ -338,9 +365,8 @@ class _Opened:
         if self.start.max() >= len(table.starts) or self.low_bits.max() > _MAX_LOW_BITS:
             raise unsound(_UNSOUND, "a scale that there is not")
         self.states = self._take(layout.lanes, "<u4")
-        lengths = self._take(layout.lanes, "<u2").astype(np.int64)
-        words = self._take(int(lengths.sum()), "<u2")
-        self.words = np.split(words, np.cumsum(lengths)[:-1])
+        self.lengths = self._take(layout.lanes, "<u2").astype(np.int64)
+        self.words = self._take(int(self.lengths.sum()), "<u2")
 
     def finish(self) -> Array:
         """The matrix, once ``high`` is known."""
@@ -348,26 +374,35 @@ class _Opened:
             return np.zeros((self.layout.n, self.layout.d), dtype=np.int32)
         magnitude = self.high.astype(np.int64)
         # A number is 0 only where its low bits are, too: they come before the signs are counted.
-        count = int((self.low_bits * self.layout.d).sum())
         escaped = self.high == ESCAPE
-        tail = 4 * int(escaped.sum())
-        rest = self._raw[self._at :]
-        if len(rest) < -(-count // 8) + tail:
-            raise unsound(_UNSOUND, f"{len(rest)} bytes for what follows the words")
-        end = len(rest) - tail
-        low = np.frombuffer(rest[end - -(-count // 8) : end], dtype=np.uint8)
-        magnitude[escaped] += np.frombuffer(rest[end:], dtype="<u4").astype(np.int64)
-        magnitude = (magnitude << self.low_bits[:, None]) | self._low(low, count)
+        low, beyond = self.tail(int(escaped.sum()))
+        magnitude[escaped] += beyond.astype(np.int64)
+        magnitude = (magnitude << self.low_bits[:, None]) | self._low(low)
         nonzero = magnitude > 0
-        signs = self._take(-(-int(nonzero.sum()) // 8), np.uint8)
-        if self._at + len(low) + tail != len(self._raw) or magnitude.max(initial=0) >= 1 << 31:
-            raise unsound(_UNSOUND, "other lengths")
+        signs = self.signs(int(nonzero.sum()), int(magnitude.max(initial=0)), low, beyond)
         negative = np.zeros(magnitude.shape, dtype=bool)
         negative[nonzero] = np.unpackbits(signs)[: int(nonzero.sum())]
         return np.where(negative, -magnitude, magnitude).astype(np.int32)
 
-    def _low(self, packed: Array, count: int) -> Array:
-        bits = np.unpackbits(packed)[:count].astype(np.int64)
+    def tail(self, escapes: int) -> tuple[Array, Array]:
+        """The bytes at the end: low bits (uint8), and the excess over each escape (uint32)."""
+        count = -(-int((self.low_bits * self.layout.d).sum()) // 8)
+        rest = self._raw[self._at :]
+        end = len(rest) - 4 * escapes
+        if end < count:
+            raise unsound(_UNSOUND, f"{len(rest)} bytes for what follows the words")
+        low = np.frombuffer(rest[end - count : end], dtype=np.uint8)
+        return low, np.frombuffer(rest[end:], dtype="<u4")
+
+    def signs(self, nonzero: int, largest: int, low: Array, beyond: Array) -> Array:
+        """The bytes of the signs, which end where the tail begins."""
+        signs = self._take(-(-nonzero // 8), np.uint8)
+        if self._at + low.nbytes + beyond.nbytes != len(self._raw) or largest >= 1 << 31:
+            raise unsound(_UNSOUND, "other lengths")
+        return signs
+
+    def _low(self, packed: Array) -> Array:
+        bits = np.unpackbits(packed).astype(np.int64)
         out = np.zeros((self.layout.n, self.layout.d), dtype=np.int64)
         at = 0
         for i, width in enumerate(self.low_bits.tolist()):
@@ -390,8 +425,79 @@ def _decode_group(members: Sequence[_Opened]) -> None:
     layouts = [m.layout for m in members]
     order, lanes = _sorted(_lanes(layouts, [m.start for m in members], [m.shape for m in members]))
     states = np.concatenate([m.states for m in members])[order]
-    words = [w for m in members for w in m.words]
+    words = [w for m in members for w in np.split(m.words, np.cumsum(m.lengths)[:-1])]
     dealt = decode(lanes, states, [words[i] for i in order]).T[np.argsort(order)]
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     for member, (a, b) in zip(members, pairwise(bounds), strict=True):
         member.high = member.layout.collect(dealt[a:b])
+
+
+# one matrix at a time, in compiled loops
+
+
+def _encode_compiled(loops: Loops, matrix: Array) -> bytes:
+    layout, table = Layout(*matrix.shape), tables()
+    n, d = layout.n, layout.d
+    if not n or not d:
+        return b""
+    rows, sums = np.ascontiguousarray(matrix, dtype=np.int32), np.empty(n, dtype=np.int64)
+    low_bits = np.zeros(n, dtype=np.int64)
+    loops.row_sums(rows, low_bits, sums)
+    low_bits = _low_bits_for(sums / d)
+    if low_bits.any():
+        loops.row_sums(rows, low_bits, sums)
+    start, shape = _start_for(sums / d), np.empty(n, dtype=np.uint8)
+    symbols = np.empty(n * d, dtype=np.uint16)
+    lanes = layout.pieces, layout.period, _sampled(layout.period)
+    models_ = table.context, table.starts, table.cost
+    loops.find_symbols(rows, low_bits, start, *lanes, *models_, symbols, shape)
+    states = np.empty(layout.lanes, dtype=np.uint32)
+    written = np.empty(layout.lanes, dtype=np.uint16)
+    lengths, words = layout.lengths().astype(np.int64), np.empty(n * d, dtype=np.uint16)
+    coded = symbols, lengths, table.code, table.inverse
+    count = loops.encode_lanes(*coded, states, written, words)
+    signs = np.empty(-(-n * d // 8), dtype=np.uint8)
+    low = np.empty(-(-int(low_bits.sum()) * d // 8), dtype=np.uint8)
+    beyond = np.empty(n * d, dtype=np.uint32)
+    signed, escapes = loops.pack_rest(rows, low_bits, signs, low, beyond)
+    parts = [states.astype("<u4"), written.astype("<u2"), words[:count].astype("<u2")]
+    parts += [signs[:signed], low, beyond[:escapes].astype("<u4")]
+    return _head(start, shape, low_bits) + b"".join(part.tobytes() for part in parts)
+
+
+def _decode_compiled(loops: Loops, opened: _Opened) -> int:
+    """Fill in ``opened.high``; return how many escapes are in it."""
+    layout, table = opened.layout, tables()
+    if not layout.n or not layout.d:
+        return 0
+    opened.high = np.empty(layout.n * layout.d, dtype=np.uint8)
+    found: int = loops.decode_lanes(
+        layout.lengths().astype(np.int64),
+        *(layout.d, layout.period, table.contexts),
+        *(opened.start.astype(np.uint8), opened.shape),
+        *(opened.states.astype(np.uint32), opened.lengths, _and_one(opened.words, np.uint16)),
+        *(table.code, table.symbol, table.context, table.starts),
+        opened.high,
+    )
+    if found < 0:
+        raise other_words()
+    return found
+
+
+def _finish_compiled(loops: Loops, opened: _Opened, escapes: int) -> Array:
+    """The matrix, once ``opened.high`` is known."""
+    out = np.zeros((opened.layout.n, opened.layout.d), dtype=np.int32)
+    if out.size:
+        low, beyond = opened.tail(escapes)
+        magnitudes = opened.high, opened.low_bits, low, beyond.astype(np.uint32)
+        nonzero, largest = loops.join_magnitudes(*magnitudes, out)
+        signs = opened.signs(nonzero, largest, low, beyond)
+        loops.set_signs(_and_one(signs, np.uint8), out.reshape(-1))
+    return out
+
+
+def _and_one(values: Array, dtype: type) -> Array:
+    """The values and a zero: the loops look one ahead."""
+    out: Array = np.zeros(len(values) + 1, dtype=dtype)
+    out[:-1] = values
+    return out

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vlora_engine.codec.compiled import loader
+from vlora_engine.compression_target import CODED_METHODS
 from vlora_engine.errors import ModelStateError, ParameterError, UnsupportedAdapterError
 from vlora_engine.formats.config import find_variant, variant_error
 from vlora_engine.formats.config_fields import unread
@@ -76,6 +78,8 @@ class VLoRAModel(nn.Module):
         self._records: list[Any] = []
         self._merged: Merged | None = None
         self._hooks = LoRAHooks(base_model, subspace, compute_dtype, self._follow_again)
+        if subspace.method in CODED_METHODS:
+            loader.load()  # now, so that no switch waits for it
 
     @property
     def scaling(self) -> float | None:

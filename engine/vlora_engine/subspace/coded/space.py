@@ -15,26 +15,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-from vlora_engine.adapters.stack import read_stack
-from vlora_engine.codec.forecast import COARSEST, FINEST
-from vlora_engine.codec.layer import code_layer
+from vlora_engine.codec.forecast import FINEST
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.alone import LoneAdapter
 from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
 from vlora_engine.subspace.coded.in_basis import reexpressed, space_in_basis
-from vlora_engine.subspace.coded.layer_parts import TaskShare
 from vlora_engine.subspace.coded.layout import bytes_around, task_bytes
 from vlora_engine.subspace.coded.store import (
     CodedStore,
@@ -57,8 +54,6 @@ from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.run_context import RunContext
 
 logger = logging.getLogger(__name__)
-
-_HALVINGS = 24
 
 
 def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
@@ -251,10 +246,10 @@ class CodedSpace(SpaceState):
         layers = self._layers_with(source)
         limit = self.coding.target.get("max_error")
         step = self.coding.step or FINEST
-        shares = _code_alone(layers, source, check.norm, step)
-        if limit is not None and _error(shares, check.norm) > limit:
-            shares = _code_within(layers, source, check.norm, limit)
-        error = _error(shares, check.norm)
+        alone = LoneAdapter(layers, source, check.norm)
+        error = alone.code(step)
+        if limit is not None and error > limit:
+            error = alone.code_within(limit, step, error)
         record = task_record(
             task_id,
             source,
@@ -265,7 +260,7 @@ class CodedSpace(SpaceState):
             error=figure(error),
             location=relative_source(source.path, None),
         )
-        task = coded_task(shares, source.read_rest())
+        task = coded_task(alone.shares(), source.read_rest())
         added = layers[len(self.layers) :]
         self.layers[:] = layers[: len(self.layers)]
         self.add_layers(added)
@@ -377,34 +372,3 @@ def _stored_bytes(task: CodedTask | EncodedTask) -> int:
     if isinstance(task, EncodedTask):
         return task.values.nbytes + sum(a.nbytes + b.nbytes for a, b in task.own.values())
     return sum(map(len, task.blobs))
-
-
-def _code_alone(
-    layers: list[LayerSpec], source: AdapterSource, norm: float, step: float, *, write: bool = True
-) -> list[TaskShare]:
-    shares = []
-    for spec in layers:
-        if spec.name in source.modules:
-            stack = read_stack(spec.name, {"": source}, {"": 1 / norm if norm else 0.0})
-            coded = code_layer(stack, np.array([step * norm]), write=write)
-            energy, residual = float(coded.energy[0]), float(coded.residual[0])
-            shares.append(TaskShare(coded.blobs[0], energy, residual))
-    return shares
-
-
-def _code_within(
-    layers: list[LayerSpec], source: AdapterSource, norm: float, limit: float
-) -> list[TaskShare]:
-    """Coded in the coarsest step that keeps to an error."""
-    low, high = np.log2(FINEST), np.log2(COARSEST)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        found = _error(_code_alone(layers, source, norm, 2.0**middle, write=False), norm)
-        low, high = (middle, high) if found <= limit else (low, middle)
-        if high - low < 0.002:
-            break
-    return _code_alone(layers, source, norm, 2.0**low)
-
-
-def _error(shares: list[TaskShare], norm: float) -> float:
-    return float(sum(share.residual for share in shares) ** 0.5 / norm) if norm > 0 else 0.0

@@ -190,7 +190,9 @@ class Decoder:
         raw = [(self._source.shared(*k), wanted[k].d_in, wanted[k].d_out) for k in missing]
         for key, part, found in zip(missing, raw, open_groups(raw), strict=True):
             if isinstance(found, Columns):
-                found = Columns(orthonormal(found.b), orthonormal(found.a))
+                # in rows: each task is multiplied by them, and would copy them first
+                sides = [np.ascontiguousarray(orthonormal(x)) for x in (found.b, found.a)]
+                found = Columns(*sides)
             else:
                 spec = wanted[key]
                 numbers = max(s.turn.shape[1] for s in found) * (spec.d_in + spec.d_out)
