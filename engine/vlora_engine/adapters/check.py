@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, ContentHash, hashed_names
+from vlora_engine.adapters.needs import checking
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -99,7 +100,10 @@ def check_adapters(
             return AdapterCheck(name, error=misfits[name])
         return check_adapter(name, sources[name])
 
-    results = map_ordered(check, names, RunContext(progress, cancelled), stage="check")
+    def need(name: str) -> int:
+        return checking(sources[name])
+
+    results = map_ordered(check, names, RunContext(progress, cancelled), stage="check", need=need)
     return CheckReport({result.name: result for result in results})
 
 

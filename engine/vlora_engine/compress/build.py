@@ -18,6 +18,7 @@ from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.needs import StackShape, building
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.compress.measure import compute_spectra
@@ -185,7 +186,14 @@ def build_layers(
         vectors = {s: torch.from_numpy(v) for s, v in stored.items()} if stored else None
         return build_layer(stack, layer_plan, vectors)
 
-    return map_ordered(work, names if names is not None else list(indices), run, stage="build")
+    def need(name: str) -> int:
+        layer = plan.layers[name]
+        exact = layer.exact or plan.spectra is not None or bool(layer.refine)
+        shape = StackShape.of(name, collection.sources.values())
+        return building(shape, layer.method, (layer.k_a, layer.k_b), exact=exact)
+
+    chosen = names if names is not None else list(indices)
+    return map_ordered(work, chosen, run, stage="build", need=need, device=device)
 
 
 def build_subspace(

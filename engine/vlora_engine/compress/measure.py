@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.needs import by_layer, measuring
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.relations import RelationsSum
@@ -272,7 +273,8 @@ def _fill(
         return found
 
     stage = "methods" if related else "spectra"
-    results = map_ordered(work, spectra.layer_names, run, stage=stage)
+    need = by_layer(sources.values(), lambda shape: measuring(shape, methods))
+    results = map_ordered(work, spectra.layer_names, run, stage=stage, need=need, device=device)
     relations: RelationsSum | None = RelationsSum(len(names), spectra.layer_names)
     room = VECTORS_LIMIT_BYTES
     with closing(results):
