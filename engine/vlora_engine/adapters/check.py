@@ -90,6 +90,7 @@ def check_adapters(
     *,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    max_memory: int | None = None,
 ) -> CheckReport:
     """Read every tensor of every adapter: norms of dW, NaN and Inf, sha256, shapes that fit."""
     names = list(sources)
@@ -103,7 +104,8 @@ def check_adapters(
     def need(name: str) -> int:
         return checking(sources[name])
 
-    results = map_ordered(check, names, RunContext(progress, cancelled), stage="check", need=need)
+    run = RunContext(progress, cancelled, max_memory=max_memory)
+    results = map_ordered(check, names, run, stage="check", need=need)
     return CheckReport({result.name: result for result in results})
 
 

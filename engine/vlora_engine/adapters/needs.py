@@ -17,6 +17,7 @@ from vlora_engine.linalg.grams import FULL_EIGH_LIMIT, PARTIAL_COMPONENTS
 LEAST = 16 << 20  # what libraries take on first use, and small blocks that are not given back
 EIGENSOLVE = 7  # Gram matrices: the Gram, its eigenvectors, and the solver's own
 CODED_AT_ONCE = 32  # as in `codec.layer`
+MOST_POINTS = 321  # of `spectra.tables.diagonal_k`
 TABLES = 128 << 20  # the cumulated Grams of a chunk of tasks, both sides and their products
 
 
@@ -97,13 +98,17 @@ def building(shape: StackShape, method: str, k: tuple[int, int], *, exact: bool)
 
 def measuring(shape: StackShape, methods: Iterable[str]) -> int:
     """What the spectra of one layer hold, with the similarity of its tasks."""
-    vectors, most = 0, TABLES + shape.side
+    vectors = most = 0
     for method in methods:
+        points = min(MOST_POINTS, shape.directions(method) + 1)
+        tables = min(TABLES, 32 * shape.tasks * shape.rank**2 * points)
+        most = max(most, tables + shape.side)
         vectors += 2 * 8 * min(shape.matrix(method)) * shape.directions(method)
         most = max(most, shape.solving(method))
         if method == "flat":  # both bases, what they give back, and Grams at each k of a grid
             most = max(most, 4 * shape.side + 84 * 8 * shape.tasks * shape.rank**2)
-    return LEAST + shape.nbytes + shape.side + most + vectors
+    similar = 16 * min(shape.rows, 1024) * (shape.d_in + shape.d_out)
+    return LEAST + shape.nbytes + max(similar, shape.side + most) + vectors
 
 
 def looking(shape: StackShape) -> int:

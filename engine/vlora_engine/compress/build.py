@@ -211,6 +211,7 @@ def build_subspace(
     unfinished: Path | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    max_memory: int | None = None,
     room: Callable[[int], None] | None = None,
     made: MadeCheck | None = None,
     **named_targets: Any,
@@ -224,6 +225,7 @@ def build_subspace(
         resume: Use the finished layers of an interrupted build of the same thing.
         job: Names the partial directory, so that two builds do not meet in one.
         unfinished: The partial directory, where it is not to be named after ``out``; on its disk.
+        max_memory: Bytes that this process may hold meanwhile (see `RunContext`).
         room: Of methods `own` and `auto`: told about how many bytes it is going to take, before any
             is written; it may raise.
         made: Is shown the finished directory before it takes the place of ``out``; it may raise.
@@ -232,12 +234,13 @@ def build_subspace(
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         OutputExistsError: ``out`` is there and not ``force``.
         StorageError: The disk refused. Or another process is building the same output.
+        MemoryLimitError: Memory does not hold even one layer of all adapters.
         Cancelled: Stopped between two layers.
 
     Finished layers are kept for ``resume`` whatever stops it, but for an input that is at fault;
     what was half written is removed.
     """
-    run = RunContext(progress, cancelled, device, force)
+    run = RunContext(progress, cancelled, device, force, max_memory)
     wanted = (targets or CompressionTarget(**named_targets)).checked()
     check_output(out, force=force)
     for source in sources.values():
@@ -342,6 +345,7 @@ def _computed(
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
         progress=run.progress,
         cancelled=run.cancelled,
+        max_memory=run.max_memory,
     )
 
 

@@ -36,7 +36,6 @@ from vlora_engine.utils.array_file import read_arrays
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import remove
 from vlora_engine.utils.json_reader import JsonFile
-from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.outputs import publish, sole_writer
@@ -83,6 +82,7 @@ def compute_spectra(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     force: bool = False,
+    max_memory: int | None = None,
 ) -> Spectra:
     """The spectra of a collection, by task name; written to ``out`` as each layer is done.
 
@@ -93,23 +93,26 @@ def compute_spectra(
             would save; then the other methods.
         check: The verdict of `check_adapters`, where it is already known.
         skip_bad: Go on without bad adapters (they are named in ``skipped``).
+        max_memory: Bytes that this process may hold meanwhile (see `RunContext`).
 
     Raises:
         CollectionError: Bad adapters, and not ``skip_bad``.
         OutputExistsError: ``out`` holds something else than spectra, and not ``force``.
+        MemoryLimitError: Memory does not hold even one layer of all adapters.
         Cancelled: Stopped between two layers.
 
     Whatever stops it, the layers that are finished are kept beside ``out``; the next call for the
     same adapters goes on with them.
     """
-    run = RunContext(progress, cancelled, device, force)
+    run = RunContext(progress, cancelled, device, force, max_memory)
     unknown = [m for m in methods if m not in BASIS_METHODS]
     if unknown:
         raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(BASIS_METHODS))
     if out is not None:
         check_output(out, force=force)
-    return_large_blocks()
-    check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
+    check = check or check_adapters(
+        sources, progress=progress, cancelled=cancelled, max_memory=max_memory
+    )
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     spectra = _empty(good, check, methods)

@@ -206,11 +206,26 @@ def return_large_blocks() -> None:
     arena of the thread that used them: eight layers of 100 adapters then hold 1.8 GB where
     0.8 GB are in use. Does nothing with another C library.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
+    libc = _glibc()
+    if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _BLOCK)
         libc.mallopt(_M_TRIM_THRESHOLD, _BLOCK)
+
+
+def return_free_blocks() -> None:
+    """Have glibc give back what threads that ended left free; nothing with another C library."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        _ = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):
-        return  # another C library, which has its own way
+        return None  # another C library, which has its own way
+    return libc

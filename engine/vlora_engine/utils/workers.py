@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 from vlora_engine.errors import Cancelled
-from vlora_engine.utils.memory import Room, return_large_blocks, room
+from vlora_engine.utils.memory import Room, return_free_blocks, return_large_blocks, room
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.sizes import size
 
@@ -64,6 +64,7 @@ def map_ordered(
     import torch
 
     return_large_blocks()
+    return_free_blocks()
     needs = [need(item) for item in items]
     space = room(run.max_memory, device)
     if needs:
