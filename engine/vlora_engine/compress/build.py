@@ -279,7 +279,8 @@ def _build_in(
         targets: CompressionTarget | None = wanted
         while targets is not None:
             plan = make_plan(collection, targets, spectra=spectra, compute=compute)
-            parts = LayerParts(partial, fingerprint(collection, plan, run.device))
+            sealed = fingerprint(collection, plan, run.device)
+            parts = LayerParts(partial, sealed, run.max_memory)
             reused = _build_parts(collection, plan, parts, run)
             storage = collection.storage(targets)
             remove(partial / RESULT)  # of an attempt that missed its target
