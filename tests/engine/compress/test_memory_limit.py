@@ -26,6 +26,7 @@ from vlora_engine.utils.unfinished import kept_layers
 SHAPE = StackShape(tasks=48, rank=16, d_in=512, d_out=512)
 LAYERS = 8
 CORES = 8
+BETWEEN = 40 << 20  # what stays of one stage when the next begins
 # How to build, and what the most hungry step of it needs.
 BUILDS: dict[str, tuple[dict[str, Any], int]] = {
     "fixed": ({"method": "delta", "k": 8}, building(SHAPE, "delta", (8, 8), exact=False)),
@@ -73,7 +74,7 @@ def large(folder: Path) -> Path:
 def test_the_peak_of_a_build_stays_under_the_limit(
     tmp_path: Path, fresh_python: FreshPython
 ) -> None:
-    builds = {name: (target, need * 5 // 4) for name, (target, need) in BUILDS.items()}
+    builds = {name: (target, need + BETWEEN) for name, (target, need) in BUILDS.items()}
     folder = large(tmp_path / "in")
     arguments = [str(folder), str(tmp_path), json.dumps(CORES), json.dumps(builds)]
     told = json.loads(fresh_python(PEAKS, *arguments).stdout)
