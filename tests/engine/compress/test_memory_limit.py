@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from tests.conftest import FreshPython
 from tests.engine.compress.test_build import inputs
 from tests.engine.test_shared_subspace import files
 from tests.witnesses import make
+from vlora_engine import SharedSubspace
 from vlora_engine.adapters.needs import StackShape, building, coding, measuring
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import MemoryLimitError
@@ -38,6 +41,7 @@ BUILDS: dict[str, tuple[dict[str, Any], int]] = {
 PEAKS = """
 import json, os, re, sys
 from pathlib import Path
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.utils import memory, workers
@@ -153,3 +157,19 @@ def test_it_is_told_where_memory_sets_the_number(
     build_subspace(sources, tmp_path / "out", k=3, max_memory=40 << 20, progress=told.append)
     remarks = [step.remark for step in told if step.remark]
     assert any(text.startswith("build: ") and "at a time" in text for text in remarks)
+
+
+@pytest.mark.parametrize("method", ["delta", "auto"])
+def test_reconstructions_in_place_of_lost_adapters_are_bounded(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = inputs(tmp_path / "in")
+    goal = {"k": 3} if method == "delta" else {"max_error": 0.1}
+    build_subspace(sources, tmp_path / "s", method=method, **goal)
+    space = SharedSubspace.load(tmp_path / "s")
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(memory, "held", lambda: 0)
+    added = open_adapter(make.write(tmp_path / "more", make.factors(seed=77)))
+    take = partial(space.absorb, added, "more") if method == "delta" else space.compact
+    with pytest.raises(MemoryLimitError, match="reconstructions"):
+        take(max_memory=1000)
