@@ -107,6 +107,7 @@ SLOW = {
 }
 # Libraries that are put off for another reason.
 EXCUSED = {
+    "vlora_engine.utils.memory": "resource, which Windows has not",
     "vlora_tui.cli.errors": "traceback, of a fault of ours alone",
     "vlora_tui.tui.terminal.driver": "select, which Windows has for sockets alone",
     "vlora_tui.utils.locking": "fcntl, which Windows has not",
@@ -162,7 +163,7 @@ LAZY = {
     "vlora_engine.convert.losses": "numpy torch",
     "vlora_engine.doctor.base_tensors": "torch",
     "vlora_engine.doctor.subspace_check": "numpy torch",
-    "vlora_engine.doctor.tensor_rules": "torch",
+    "vlora_engine.doctor.tensor_rules": "numpy torch",
     "vlora_engine.formats.base_model_config": "huggingface_hub",
     "vlora_engine.formats.contents": "torch",
     "vlora_engine.formats.gguf": "torch",
@@ -180,6 +181,7 @@ LAZY = {
     "vlora_engine.targets.shape": "torch",
     "vlora_engine.targets.verify": "torch",
     "vlora_engine.utils.device": "torch",
+    "vlora_engine.utils.memory": "torch",
     "vlora_engine.utils.safetensors_file": "torch",
     "vlora_engine.utils.tensor_writer": "torch",
     "vlora_engine.utils.workers": "torch",

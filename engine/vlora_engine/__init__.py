@@ -67,6 +67,7 @@ _HOMES = {
         "HubError",
         "HubOfflineError",
         "InputError",
+        "MemoryLimitError",
         "MissingPathError",
         "ModelStateError",
         "NotFoundError",

@@ -182,6 +182,13 @@ class StorageError(VLoRAError, OSError):
         return "\n".join(self.lines())
 
 
+class MemoryLimitError(VLoRAError, MemoryError):
+    """The least that a step can do needs more memory than it may take, or than there is."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
 class HubError(VLoRAError):
     """The Hugging Face Hub gave no answer that could be used."""
 

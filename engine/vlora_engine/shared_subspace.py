@@ -283,6 +283,7 @@ class SharedSubspace:
         skip_bad: bool = False,
         device: str = "auto",
         progress: ProgressCallback | None = None,
+        max_memory: int | None = None,
     ) -> SharedSubspace:
         """Compress adapters into one subspace.
 
@@ -296,7 +297,8 @@ class SharedSubspace:
         loadings as ``int8``, ``int4`` or ``nf4``, in blocks of ``block_size`` numbers whose scales
         have 8 bits with ``double_quant``; targets and budgets then count what that costs and saves.
         With ``auto`` or ``own`` it is `quantize` afterwards. A k beyond what a layer
-        has is clamped to all it has; a warning in the log and `notes` say so.
+        has is clamped to all it has; a warning in the log and `notes` say so. ``max_memory``: bytes
+        that this process may hold meanwhile.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
@@ -329,7 +331,7 @@ class SharedSubspace:
         targets = (wanted.unpacked() if wanted.is_coded else wanted).checked()
         opened = common_names([as_source(adapter) for adapter in adapters])
         sources = dict(zip(names, opened, strict=True))
-        run = RunContext(progress, device=device)
+        run = RunContext(progress, device=device, max_memory=max_memory)
         collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
         space: AnySpace = build_space(collection, targets, run)
         if packed is not None:  # coded tasks have no loadings
@@ -421,6 +423,7 @@ class SharedSubspace:
         replace: bool = False,
         device: str = "auto",
         progress: ProgressCallback | None = None,
+        max_memory: int | None = None,
     ) -> list[str]:
         """Recompute the basis with one more adapter, k per layer as it is.
 
@@ -436,7 +439,7 @@ class SharedSubspace:
         Raises:
             ParameterError: There is a task of that name already, and not ``replace``.
         """
-        run = RunContext(progress, device=device)
+        run = RunContext(progress, device=device, max_memory=max_memory)
         source = self._named(new_adapter)
         return absorb(self.space, source, new_task_id, run, replacing=replace)
 
@@ -707,7 +710,11 @@ class SharedSubspace:
             stored.hold()
 
     def compact(
-        self, *, device: str = "auto", progress: ProgressCallback | None = None
+        self,
+        *,
+        device: str = "auto",
+        progress: ProgressCallback | None = None,
+        max_memory: int | None = None,
     ) -> tuple[SharedSubspace, list[str]]:
         """A coded collection planned and coded anew, for the target that it was coded for.
 
@@ -723,7 +730,9 @@ class SharedSubspace:
                 "Only a coded collection is compacted (methods auto and own).",
                 found=f"method {self.method}",
             )
-        new, rebuilt = compact(self.space, RunContext(progress, device=device))
+        new, rebuilt = compact(
+            self.space, RunContext(progress, device=device, max_memory=max_memory)
+        )
         return SharedSubspace(new), rebuilt
 
 

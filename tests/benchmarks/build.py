@@ -23,13 +23,10 @@ HEADINGS = ["", "cpu s", "less torch", "wall s", "peak MB", "/ limit", "best pee
 
 
 def section(bench: Bench) -> list[Table]:
-    """The build at a fixed k, the build with spectra, and with ``--big`` its memory."""
+    """The build at a fixed k, and the build with spectra."""
     count = 16 if bench.quick else 100
     paths = made.adapters(bench, made.LARGE, count)
-    tables = [_fixed(bench, paths), _with_spectra(bench, paths)]
-    if bench.big:
-        tables.append(_big(bench, paths))
-    return tables
+    return [_fixed(bench, paths), _with_spectra(bench, paths)]
 
 
 def _fixed(bench: Bench, paths: list[Path]) -> Table:
@@ -101,26 +98,6 @@ def _with_spectra(bench: Bench, paths: list[Path]) -> Table:
     table.notes += [
         "goal: within 2 of the limit; our run makes the spectra of all three methods and builds",
         "the limit solves no eigenproblem and writes nothing",
-    ]
-    return table
-
-
-def _big(bench: Bench, paths: list[Path]) -> Table:
-    count = 1000
-    size = made.LARGE
-    table = Table(
-        f"memory: {count} adapters of {size.nbytes / 1e6:.1f} MB, k = {K}",
-        ["", "cpu s", "wall s", "peak MB"],
-    )
-    places = made.many(bench, paths, count)
-    # A folder, not a thousand arguments: this is how such a collection is named.
-    command = [*ours(), "compress", str(places[0].parent), "-o", OUT, "-k", str(K), "--quiet"]
-    for method in METHODS:
-        used = bench.run([*command, "--method", method], fresh=OUT, repeats=1)
-        table.rows.append([f"vlora-tui compress --method {method}", *_figures(used)])
-    table.notes += [
-        "goal: under 1500 MB resident",
-        f"{len(paths)} different files under {count} names (hard links), each read as its own",
     ]
     return table
 

@@ -1,14 +1,13 @@
 """Made adapters: deterministic, written once, kept between runs.
 
-Run as a process of its own, ``python -m tests.benchmarks.made FOLDER COUNT MODULES WIDTH RANK``,
-so that numpy does not sit in the process that measures the others.
+Run as a process of its own, ``python -m tests.benchmarks.made FOLDER COUNT DTYPE MODULES
+WIDTH RANK``, so that numpy does not sit in the process that measures the others.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,21 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True)
 class Shape:
-    """What the adapters look like: ``modules`` square maps of ``width``, fp32."""
+    """What the adapters look like: ``modules`` square maps of ``width``, stored as ``dtype``."""
 
     modules: int
     width: int
     rank: int
+    dtype: str = "float32"
 
     @property
     def nbytes(self) -> int:
-        return self.modules * 2 * self.width * self.rank * 4
+        return self.modules * 2 * self.width * self.rank * (4 if self.dtype == "float32" else 2)
 
     @property
     def name(self) -> str:
-        return f"made-v{VERSION}-{self.modules}x{self.width}-r{self.rank}"
+        other = "" if self.dtype == "float32" else f"-{self.dtype}"
+        return f"made-v{VERSION}-{self.modules}x{self.width}-r{self.rank}{other}"
 
 
 LARGE = Shape(modules=64, width=1024, rank=16)  # 8.4 MB each, as the peers were first measured with
@@ -47,7 +48,7 @@ def adapters(bench: Bench, shape: Shape, count: int) -> list[Path]:
     Reading them leaves their bytes in the page cache, so that nobody pays for the disk.
     """
     folder = bench.data / shape.name
-    arguments = [folder, count, shape.modules, shape.width, shape.rank]
+    arguments = [folder, count, shape.dtype, shape.modules, shape.width, shape.rank]
     bench.python("-m", "tests.benchmarks.made", *map(str, arguments), repeats=1)
     paths = [folder / name_of(i) for i in range(count)]
     for path in paths:
@@ -55,22 +56,6 @@ def adapters(bench: Bench, shape: Shape, count: int) -> list[Path]:
             while file.read(1 << 22):
                 pass
     return paths
-
-
-def many(bench: Bench, paths: list[Path], count: int) -> list[Path]:
-    """``count`` adapters from fewer: the same files under many names, by hard links."""
-    folder = bench.path("many")
-    made = []
-    for i in range(count):
-        source, target = paths[i % len(paths)], folder / name_of(i)
-        target.mkdir(parents=True)
-        for file in source.iterdir():
-            try:
-                os.link(file, target / file.name)
-            except OSError:  # another file system
-                shutil.copyfile(file, target / file.name)
-        made.append(target)
-    return made
 
 
 def name_of(index: int) -> str:
@@ -108,7 +93,7 @@ def write(folder: Path, count: int, shape: Shape) -> None:
                 own = normal([2, index, i, s], shape.rank, shape.width)
                 factor = 0.02 * (mix @ planted[name, side] + 0.3 * own)
                 factor = factor if side == "A" else np.ascontiguousarray(factor.T)
-                tensors[f"{name}.lora_{side}.weight"] = factor
+                tensors[f"{name}.lora_{side}.weight"] = factor.astype(shape.dtype)
         partial = folder / f".{name_of(index)}.{os.getpid()}"
         partial.mkdir(exist_ok=True)
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -133,6 +118,5 @@ def config(rank: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    place, *numbers = sys.argv[1:]
-    how_many, *shape_numbers = map(int, numbers)
-    write(Path(place), how_many, Shape(*shape_numbers))
+    place, how_many, dtype, *numbers = sys.argv[1:]
+    write(Path(place), int(how_many), Shape(*map(int, numbers), dtype=dtype))

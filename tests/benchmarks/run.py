@@ -24,6 +24,7 @@ SECTIONS = (
     "start",
     "first_paint",
     "build",
+    "memory",
     "error",
     "noticed",
     "coder",

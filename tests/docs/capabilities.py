@@ -376,6 +376,14 @@ SECTIONS: dict[str, list[Row]] = {
             why=why(recipe="a recipe says all that decides on its result", python=OF_THE_APP),
         ),
         Row(
+            "Keep to a limit of memory: `--max-memory SIZE`, with every command",
+            (),
+            ("compress", "run"),
+            ("max_memory",),
+            ("utils.memory.limited",),
+            why=why(interface="`vlora-tui --max-memory 4GB` starts one whose jobs keep to it"),
+        ),
+        Row(
             "Guides",
             ("help.guides", "Guide:"),
             ("guide",),
@@ -533,6 +541,8 @@ def _entries(names: tuple[str, ...]) -> str:
 def _table(name: str) -> str:
     if name == "input":
         return "`[input]`, paths or `--subspace`"
+    if name == "max_memory":
+        return "`max_memory`, `--max-memory`"
     if name == "output":
         return "`[output]`, `-o`"
     if name == "compress":

@@ -13,6 +13,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vlora_engine import __version__
+from vlora_engine.errors import ParameterError
+from vlora_engine.utils.memory import limited
+from vlora_engine.utils.sizes import parse_bytes
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
 from vlora_tui.cli.bundles import unbundle
@@ -182,6 +185,9 @@ def _root(
     verbose: Annotated[
         int, option("-v", "--verbose", "Show the engine's log; -vv for more.", count=True)
     ] = 0,
+    max_memory: Annotated[
+        str | None, option("--max-memory", "Memory to keep to, such as 4GB.", metavar="SIZE")
+    ] = None,
     ascii_only: Annotated[bool, option("--ascii", "Draw the interface in ASCII only.")] = False,
     theme: Annotated[
         str | None, option("--theme", "Color theme of the interface: textual-light, ...")
@@ -198,9 +204,19 @@ def _root(
     if version:
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
+    if max_memory is not None:
+        ctx.with_resource(limited(_bytes_of("--max-memory", max_memory)))
     ctx.obj = {"ascii_only": ascii_only or None, "theme": theme}
     if ctx.invoked_subcommand is None:
         raise typer.Exit(open_interface(ctx))
+
+
+def _bytes_of(flag: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ParameterError as error:
+        error.where = flag
+        raise
 
 
 def _set_up_logging(verbose: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 _GREEDY = {"compress": ("--names",), "run": ("--names",)}
 _EVERYWHERE = ("-v", "-vv", "--verbose")
+_EVERYWHERE_WITH_VALUE = ("--max-memory",)
 _UNTIL = "--"
 
 
@@ -13,11 +14,15 @@ def prepare(argv: Sequence[str]) -> list[str]:
     """``argv`` in the form that the parser reads.
 
     ``--names a b c`` (as lorashare takes it: up to the next flag) becomes three ``--names``;
-    where the flag stands several times each takes one value. ``-v`` may stand anywhere.
+    where the flag stands several times each takes one value. ``-v`` and ``--max-memory`` may stand
+    anywhere.
     """
     words, rest = _split(list(argv))
     first = [word for word in words if word in _EVERYWHERE]
     words = [word for word in words if word not in _EVERYWHERE]
+    for flag in _EVERYWHERE_WITH_VALUE:
+        taken, words = _take(words, flag)
+        first += taken
     for flag in _GREEDY.get(words[0] if words else "", ()):
         words = _spread(words, flag)
     return [*first, *words, *rest]
@@ -28,6 +33,19 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
         return argv, []
     at = argv.index(_UNTIL)
     return argv[:at], argv[at:]
+
+
+def _take(words: list[str], flag: str) -> tuple[list[str], list[str]]:
+    """A flag with its value, and the words without them."""
+    taken, others, rest = [], [], iter(words)
+    for word in rest:
+        if word == flag:
+            taken += [word, *(value for value in [next(rest, None)] if value is not None)]
+        elif word.startswith(f"{flag}="):
+            taken.append(word)
+        else:
+            others.append(word)
+    return taken, others
 
 
 def _spread(words: list[str], flag: str) -> list[str]:

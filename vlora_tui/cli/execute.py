@@ -9,12 +9,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import ParameterError, StorageError
+from vlora_engine.utils.memory import limit, smaller
 from vlora_engine.utils.output_checks import check_output, refuse_inside_output
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.cli.options import Writing
@@ -82,7 +84,8 @@ def execute(
 def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
     """Run a recipe, or only show it or what it would do; what was told, if it was run."""
     if writing.print_recipe:
-        print(escaped_toml(resolve(recipe).to_toml()), end="")
+        in_force = replace(recipe, max_memory=smaller(recipe.max_memory, limit()))
+        print(escaped_toml(resolve(in_force).to_toml()), end="")
         return None
     if writing.dry_run:
         if writing.events_file is not None:

@@ -41,6 +41,9 @@ class Watcher:
 
     def on_progress(self, progress: Progress) -> None:
         """Take a step of the engine's own."""
+        if progress.remark:
+            self(events.Remark(progress.remark, code="memory"))
+            return
         self(events.Progress(progress.stage, progress.done, progress.total, progress.detail))
 
     def all(self, kind: type[Any]) -> list[Any]:

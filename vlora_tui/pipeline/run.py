@@ -33,6 +33,7 @@ from vlora_engine.utils.device import require_device
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import sha256_file, unwritten
 from vlora_engine.utils.locks import writing
+from vlora_engine.utils.memory import limited
 from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.outputs import being_written, tidy
 from vlora_engine.utils.partials import kept, partial_path
@@ -86,6 +87,7 @@ class Run:
     collection: Collection = field(default_factory=Collection)
     _begun: Path | None = None  # the spectra that this run has begun to compute
     _checked: CheckReport | None = None
+    _remarks: set[str] = field(default_factory=set)
 
     def execute(self) -> None:
         """Do all of it.
@@ -103,7 +105,8 @@ class Run:
         try:
             if fault is not None:
                 raise fault
-            self._steps()
+            with limited(self.recipe.max_memory):
+                self._steps()
         except Cancelled as error:
             keeps = self._keeps_layers()
             if keeps and error.remedy is None:
@@ -497,6 +500,11 @@ class Run:
         return RunContext(self._on_progress, self.cancelled, force=self.force)
 
     def _on_progress(self, progress: Progress) -> None:
+        if progress.remark:
+            if progress.remark not in self._remarks:
+                self._remarks.add(progress.remark)
+                self.emit(events.Remark(progress.remark, code="memory"))
+            return
         self.emit(events.Progress(progress.stage, progress.done, progress.total, progress.detail))
         if progress.stage == "build":
             self.emit(events.LayerDone(progress.detail, progress.done, progress.total))

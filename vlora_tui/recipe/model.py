@@ -259,7 +259,11 @@ class Push:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The whole: every table but ``input`` may be missing."""
+    """The whole: every table but ``input`` may be missing.
+
+    Args:
+        max_memory: Bytes that its process may hold.
+    """
 
     input: Input
     compress: Compress | None = None
@@ -270,6 +274,7 @@ class Recipe:
     resizes: tuple[Resize, ...] = ()
     converts: tuple[Convert, ...] = ()
     pushes: tuple[Push, ...] = ()
+    max_memory: int | None = None
 
     @property
     def written(self) -> tuple[Export | Merge | Resize | Convert, ...]:
@@ -298,6 +303,8 @@ class Recipe:
 def as_tables(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested tables, defaults left out."""
     tables: dict[str, Any] = {"input": _input_table(recipe.input)}
+    if recipe.max_memory is not None:
+        tables = {"max_memory": recipe.max_memory, **tables}
     if recipe.compress is not None:
         tables["compress"] = _compress_table(recipe.compress)
     if recipe.quantize is not None:

@@ -123,6 +123,7 @@ def read_tables(
         resizes=tuple(read_resize(table) for table in root.tables("resize")),
         converts=tuple(read_convert(table) for table in root.tables("convert")),
         pushes=tuple(read_push(table) for table in root.tables("push")),
+        max_memory=root.size("max_memory"),
     )
     root.end()
     recipe = _packed_after(recipe, root)

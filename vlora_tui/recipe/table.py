@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from vlora_engine.errors import InputError, ParameterError, VLoRAError
+from vlora_engine.errors import InputError, VLoRAError
+from vlora_engine.utils.sizes import parse_bytes
 
 T = TypeVar("T")
 Given = Mapping[str, Mapping[str, Any]]
@@ -200,39 +201,3 @@ def _kind_name(kind: type) -> str:
         object: "bytes, or a number with KB, MB, MiB, GB...",
     }
     return names[kind]
-
-
-def parse_bytes(text: str | int) -> int:
-    """A number of bytes: ``800000``, ``"40MB"`` (10^6), ``"1.5 MiB"`` (2^20).
-
-    Raises:
-        ParameterError: It is no positive size.
-    """
-    if isinstance(text, int) and not isinstance(text, bool):
-        number, factor = float(text), 1
-    else:
-        number, factor = _split_size(str(text))
-    if not 0 < number * factor < 2**60:
-        raise _size_error(text)
-    return int(number * factor)
-
-
-_UNITS = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgt", start=1):
-    _UNITS[_letter] = _UNITS[_letter + "b"] = 1000**_power
-    _UNITS[_letter + "ib"] = 1024**_power
-
-
-def _split_size(text: str) -> tuple[float, int]:
-    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    unit = text.strip()[len(digits) :].lower()
-    try:
-        return float(digits), _UNITS[unit]
-    except (ValueError, KeyError):
-        raise _size_error(text) from None
-
-
-def _size_error(text: object) -> ParameterError:
-    return ParameterError(
-        "This is no size.", expected="bytes, or a number with KB, MB, MiB, GB...", found=repr(text)
-    )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from vlora_engine.utils.naming import percent_text
+from vlora_engine.utils.sizes import size as size
 
 
 def printable(text: str) -> str:
@@ -71,16 +72,6 @@ def listed(names: Sequence[str], most: int = 12) -> str:
 
 
 IN_BYTES = ("download", "upload")  # stages whose units are bytes
-
-
-def size(nbytes: float) -> str:
-    """Bytes in steps of 10^3, as budgets count them, with three digits."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 STAGES = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, ContentHash, hashed_names, read_modules
+from vlora_engine.adapters.needs import checking
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -91,6 +92,7 @@ def check_adapters(
     *,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    max_memory: int | None = None,
 ) -> CheckReport:
     """Read every tensor of every adapter: norms of dW, NaN and Inf, sha256, shapes that fit."""
     names = list(sources)
@@ -101,7 +103,11 @@ def check_adapters(
             return AdapterCheck(name, error=misfits[name])
         return check_adapter(name, sources[name])
 
-    results = map_ordered(check, names, RunContext(progress, cancelled), stage="check")
+    def need(name: str) -> int:
+        return checking(sources[name])
+
+    run = RunContext(progress, cancelled, max_memory=max_memory)
+    results = map_ordered(check, names, run, stage="check", need=need)
     return CheckReport({result.name: result for result in results})
 
 

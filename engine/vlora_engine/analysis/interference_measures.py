@@ -30,6 +30,7 @@ from torch import Tensor
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, as_source, padded
 from vlora_engine.adapters.module_names import common_names
+from vlora_engine.adapters.needs import by_layer, interfering
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
@@ -259,7 +260,9 @@ def _each_module(sources: Sequence[AdapterSource], run: RunContext) -> Iterator[
     def measure(module: str) -> _Sums:
         return _of_module(sources, holders[module], module)
 
-    with closing(map_ordered(measure, list(holders), run, stage="interference")) as results:
+    need = by_layer(sources, interfering)
+    each = map_ordered(measure, list(holders), run, stage="interference", need=need)
+    with closing(each) as results:
         for module, sums in zip(holders, results, strict=True):
             yield module, sums.spread(holders[module], len(sources))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.adapters.module_names import common_names
+from vlora_engine.adapters.needs import by_layer, comparing
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.linalg.grams import gram_cosines
@@ -70,7 +71,8 @@ def relate(
 
     total = RelationsSum(len(opened), holders)
     run = RunContext(progress, cancelled)
-    grams = map_ordered(grams_of, list(holders), run, stage="similarity")
+    need = by_layer(opened, lambda shape: comparing(shape, 2 * _HELD_BYTES))
+    grams = map_ordered(grams_of, list(holders), run, stage="similarity", need=need)
     with closing(grams):
         for module, (gram, a_gram) in zip(holders, grams, strict=True):
             at = holders[module]

@@ -150,9 +150,14 @@ def _code_klt(
 
 def _missed_by(a: Array, bt: Array, sides: tuple[SharedSide, SharedSide]) -> Array:
     """``||bt^T a - bt^^T a^||^2`` of the changes (N,) after a transform."""
-    hat_a, hat_bt = (side.factors() for side in sides)
-    factors = a, bt.transpose(0, 2, 1), hat_a, hat_bt.transpose(0, 2, 1)
-    return delta_error2(*(torch.from_numpy(np.ascontiguousarray(x)) for x in factors)).numpy()
+    missed = np.zeros(len(a))
+    for start in range(0, len(a), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        hat_a, hat_bt = (side.factors(side.mix[part]) for side in sides)
+        factors = a[part], bt[part].transpose(0, 2, 1), hat_a, hat_bt.transpose(0, 2, 1)
+        exact = (torch.from_numpy(np.ascontiguousarray(x)) for x in factors)
+        missed[part] = delta_error2(*exact).numpy()
+    return missed
 
 
 def _code_delta(

@@ -49,6 +49,7 @@ from vlora_engine.subspace.request import Plan, prepare
 from vlora_engine.subspace.space import require_new
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
+from vlora_engine.utils.memory import room
 from vlora_engine.utils.run_context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def absorb(
             sources[record.id] = names_like(recorded_original(record), named)
         except VLoRAError:
             rebuilt.append(record.id)
+            require_held(record, run)
             sources[record.id] = MemorySource(space.reconstruct(record.id))
     sources[task_id] = source
     collection = prepare(sources, run, dtype=DTYPE_WORDS[space.dtype])
@@ -115,9 +117,10 @@ def absorb(
 
 def rebased(space: BasisSpace, target: BasisTarget, run: RunContext = RunContext()) -> BasisSpace:
     """The tasks of a subspace, as they are stored, in a `delta` basis made of them."""
-    sources: dict[str, AdapterSource] = {
-        name: MemorySource(space.reconstruct(name)) for name in space.tasks
-    }
+    sources: dict[str, AdapterSource] = {}
+    for name in space.tasks:
+        require_held(space.tasks.record(name), run)
+        sources[name] = MemorySource(space.reconstruct(name))
     by_k = isinstance(target.k, int)
     share = None if by_k else (target.variance or DEFAULT_VARIANCE)
     wanted = CompressionTarget(
@@ -132,6 +135,16 @@ def rebased(space: BasisSpace, target: BasisTarget, run: RunContext = RunContext
     for name in sources:
         _put_bounded(built.tasks, built.layers, space.tasks.record(name), space.tasks[name])
     return built
+
+
+def require_held(record: TaskRecord, run: RunContext) -> None:
+    """Refuse to hold one more reconstruction where memory does not.
+
+    Raises:
+        MemoryLimitError: It does not.
+    """
+    what = "the reconstructions of tasks whose adapters are not at hand"
+    room(run.max_memory).require(4 * record.factor_elements + record.rest_bytes, what, record.id)
 
 
 def _put_bounded(

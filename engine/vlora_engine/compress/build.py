@@ -18,6 +18,7 @@ from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.needs import StackShape, building
 from vlora_engine.adapters.stack import StackMemory, read_stack
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.compress.measure import compute_spectra
@@ -192,7 +193,14 @@ def build_layers(
         vectors = {s: torch.from_numpy(v) for s, v in stored.items()} if stored else None
         return build_layer(stack, layer_plan, vectors)
 
-    return map_ordered(work, names if names is not None else list(indices), run, stage="build")
+    def need(name: str) -> int:
+        layer = plan.layers[name]
+        exact = layer.exact or plan.spectra is not None or bool(layer.refine)
+        shape = StackShape.of(name, collection.sources.values())
+        return building(shape, layer.method, (layer.k_a, layer.k_b), exact=exact)
+
+    chosen = names if names is not None else list(indices)
+    return map_ordered(work, chosen, run, stage="build", need=need, device=device)
 
 
 def build_subspace(
@@ -210,6 +218,7 @@ def build_subspace(
     unfinished: Path | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    max_memory: int | None = None,
     room: Callable[[int], None] | None = None,
     made: MadeCheck | None = None,
     **named_targets: Any,
@@ -223,6 +232,7 @@ def build_subspace(
         resume: Use the finished layers of an interrupted build of the same thing.
         job: Names the partial directory, so that two builds do not meet in one.
         unfinished: The partial directory, where it is not to be named after ``out``; on its disk.
+        max_memory: Bytes that this process may hold meanwhile (see `RunContext`).
         room: Of methods `own` and `auto`: told about how many bytes it is going to take, before any
             is written; it may raise.
         made: Is shown the finished directory before it takes the place of ``out``; it may raise.
@@ -231,12 +241,13 @@ def build_subspace(
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         OutputExistsError: ``out`` is there and not ``force``.
         StorageError: The disk refused. Or another process is building the same output.
+        MemoryLimitError: Memory does not hold even one layer of all adapters.
         Cancelled: Stopped between two layers.
 
     Finished layers are kept for ``resume`` whatever stops it, but for an input that is at fault;
     what was half written is removed.
     """
-    run = RunContext(progress, cancelled, device, force)
+    run = RunContext(progress, cancelled, device, force, max_memory)
     wanted = (targets or CompressionTarget(**named_targets)).checked()
     check_output(out, force=force)
     for source in sources.values():
@@ -275,7 +286,8 @@ def _build_in(
         targets: CompressionTarget | None = wanted
         while targets is not None:
             plan = make_plan(collection, targets, spectra=spectra, compute=compute)
-            parts = LayerParts(partial, fingerprint(collection, plan, run.device))
+            sealed = fingerprint(collection, plan, run.device)
+            parts = LayerParts(partial, sealed, run.max_memory)
             reused = _build_parts(collection, plan, parts, run)
             storage = collection.storage(targets)
             remove(partial / RESULT)  # of an attempt that missed its target
@@ -341,6 +353,7 @@ def _computed(
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
         progress=run.progress,
         cancelled=run.cancelled,
+        max_memory=run.max_memory,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
-from vlora_engine.compress.absorb import bounded
+from vlora_engine.compress.absorb import bounded, require_held
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
@@ -45,6 +45,7 @@ def recode(
         original = original_if_there(record, named)
         if original is None:
             rebuilt.append(record.id)
+            require_held(record, run)
             original = MemorySource(space.reconstruct(record.id, exact=True))
         sources[record.id] = original
     if not sources:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.needs import by_layer, measuring
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.relations import RelationsSum
@@ -35,7 +36,6 @@ from vlora_engine.utils.array_file import read_arrays
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import remove
 from vlora_engine.utils.json_reader import JsonFile
-from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.outputs import publish, sole_writer
@@ -82,6 +82,7 @@ def compute_spectra(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     force: bool = False,
+    max_memory: int | None = None,
 ) -> Spectra:
     """The spectra of a collection, by task name; written to ``out`` as each layer is done.
 
@@ -92,23 +93,26 @@ def compute_spectra(
             would save; then the other methods.
         check: The verdict of `check_adapters`, where it is already known.
         skip_bad: Go on without bad adapters (they are named in ``skipped``).
+        max_memory: Bytes that this process may hold meanwhile (see `RunContext`).
 
     Raises:
         CollectionError: Bad adapters, and not ``skip_bad``.
         OutputExistsError: ``out`` holds something else than spectra, and not ``force``.
+        MemoryLimitError: Memory does not hold even one layer of all adapters.
         Cancelled: Stopped between two layers.
 
     Whatever stops it, the layers that are finished are kept beside ``out``; the next call for the
     same adapters goes on with them.
     """
-    run = RunContext(progress, cancelled, device, force)
+    run = RunContext(progress, cancelled, device, force, max_memory)
     unknown = [m for m in methods if m not in BASIS_METHODS]
     if unknown:
         raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(BASIS_METHODS))
     if out is not None:
         check_output(out, force=force)
-    return_large_blocks()
-    check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
+    check = check or check_adapters(
+        sources, progress=progress, cancelled=cancelled, max_memory=max_memory
+    )
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     spectra = _empty(good, check, methods)
@@ -272,7 +276,8 @@ def _fill(
         return found
 
     stage = "methods" if related else "spectra"
-    results = map_ordered(work, spectra.layer_names, run, stage=stage)
+    need = by_layer(sources.values(), lambda shape: measuring(shape, methods))
+    results = map_ordered(work, spectra.layer_names, run, stage=stage, need=need, device=device)
     relations: RelationsSum | None = RelationsSum(len(names), spectra.layer_names)
     room = VECTORS_LIMIT_BYTES
     with closing(results):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -46,10 +47,19 @@ _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
 def parse_manifest(directory: Path, raw: bytes) -> Manifest:
     """Parse and check the bytes of a subspace.json.
 
+    What was parsed last is kept: a command asks for its subspace several times, and 10,000 tasks
+    take a second.
+
     Raises:
         CorruptFileError: It is not sound; the error names the place in the file.
         SubspaceError: It is of another version.
     """
+    manifest = _parsed(directory, raw)
+    return replace(manifest, tasks=dict(manifest.tasks))
+
+
+@lru_cache(1)
+def _parsed(directory: Path, raw: bytes) -> Manifest:
     index = _index_file(directory / SUBSPACE_INDEX).parse(raw).object()
     format_value = index.get("format")
     if format_value is None or format_value.value != FORMAT:

@@ -21,6 +21,7 @@ from vlora_engine.adapters.model import (
     provenance_of,
 )
 from vlora_engine.adapters.module_names import common_names
+from vlora_engine.adapters.needs import by_layer, merging
 from vlora_engine.adapters.provenance import Provenance
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
@@ -173,7 +174,8 @@ def merge_with_report(
             return _merge_module(request, sources, module, holders[module], settings[module])
 
         run = RunContext(progress, cancelled)
-        results = map_ordered(merge_module, list(holders), run, stage="merge")
+        need = by_layer(sources, merging)
+        results = map_ordered(merge_module, list(holders), run, stage="merge", need=need)
         modules = dict(zip(holders, results, strict=True))
     merged = assemble(sources, modules, report)
     merged.provenance = _provenance(sources, request, report, layers)

@@ -20,6 +20,7 @@ from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import BuiltLayer, LayerBasis
 from vlora_engine.subspace.loadings import Loadings, TaskLayer
 from vlora_engine.utils.files import sha256_file, write_file
+from vlora_engine.utils.memory import room
 from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.safetensors_file import (
     Header,
@@ -29,16 +30,23 @@ from vlora_engine.utils.safetensors_file import (
     read_tensor,
 )
 from vlora_engine.utils.tensor_writer import write_tensors
+from vlora_engine.utils.workers import at_a_time
 
-TASKS_AT_ONCE = 64
+TASKS_AT_ONCE = 64  # at most; fewer where they are large
+COPIES = 4  # of a task's loadings while its file is made of them
 Share = TypeVar("Share")  # one task's part of one layer
 _PACKED = ("codes", "scales", "steps")
 
 
 class SealedLayers:
-    """A directory of finished layers; those of another ``fingerprint`` are thrown away."""
+    """A directory of finished layers; those of another ``fingerprint`` are thrown away.
 
-    def __init__(self, directory: Path, fingerprint: str) -> None:
+    Args:
+        max_memory: As of `RunContext`.
+    """
+
+    def __init__(self, directory: Path, fingerprint: str, max_memory: int | None = None) -> None:
+        self._max_memory = max_memory
         self.directory = directory / "layers"
         mark = self.directory / "fingerprint"
         same = mark.exists() and read_file(mark) == fingerprint.encode()
@@ -73,8 +81,13 @@ class SealedLayers:
         self, names: Sequence[str], collect: Callable[[int, dict[str, list[Share]]], None]
     ) -> Iterator[tuple[str, list[Share]]]:
         """Every task with what ``collect`` finds of it in each layer, some tasks at a time."""
-        for start in range(0, len(names), TASKS_AT_ONCE):
-            shares: dict[str, list[Share]] = {n: [] for n in names[start : start + TASKS_AT_ONCE]}
+        nbytes = sum(self._file(index).stat().st_size for index in self.indices())
+        need = COPIES * nbytes // max(1, len(names))
+        space = room(self._max_memory)
+        space.require(need, "one task of all layers")
+        count = at_a_time([need], TASKS_AT_ONCE, space.nbytes)
+        for start in range(0, len(names), count):
+            shares: dict[str, list[Share]] = {n: [] for n in names[start : start + count]}
             for index in self.indices():
                 collect(index, shares)
             yield from shares.items()

@@ -174,7 +174,12 @@ def prepare(
         CollectionError: There are bad ones and not ``skip_bad``, or nothing is left.
     """
     if check is None:
-        check = check_adapters(sources, progress=run.progress, cancelled=run.cancelled)
+        check = check_adapters(
+            sources,
+            progress=run.progress,
+            cancelled=run.cancelled,
+            max_memory=run.max_memory,
+        )
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     found = {shape.dtype for source in good.values() for shape in source.modules.values()}

@@ -159,14 +159,15 @@ def require_apart(
         ParameterError: It would be written over what is read, ``force`` or not.
     """
     # Through links, and as links: neither may lead an output onto an input.
-    read = {form for path in inputs for form in _forms(path)}
+    parents: dict[str, str] = {}
+    read = {form for path in inputs for form in _forms(path, parents)}
     # One thing may have several names: hard links, mounts, disks that know no case.
     things = {_identity(path): path for path in read}
     around = {above: path for path in read for above in path.parents}
     around_things = {_identity(above): path for above, path in around.items()}
     for known in (things, around_things):
         known.pop(_NOTHING, None)
-    written = [_forms(output) for output in outputs]
+    written = [_forms(output, parents) for output in outputs]
     whose = _owners([(_READ, read), *enumerate(written)])
     inside = _two_inside(whose)
     for i, (output, forms) in enumerate(zip(outputs, written, strict=True)):
@@ -230,10 +231,19 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _forms(path: Path) -> set[Path]:
-    """``path`` with all links resolved, and with those on the way to its last part."""
-    real, absolute = Path(os.path.realpath(path)), Path(os.path.abspath(path))
-    return {real, Path(os.path.realpath(absolute.parent)) / absolute.name}
+def _forms(path: Path, parents: dict[str, str]) -> set[Path]:
+    """``path`` with all links resolved, and with those on the way to its last part.
+
+    Args:
+        parents: The folders that were resolved before; filled.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    if folder not in parents:
+        parents[folder] = os.path.realpath(folder)
+    linked = Path(parents[folder], name)
+    if ".." in path.parts or os.path.islink(linked):
+        return {Path(os.path.realpath(path)), linked}
+    return {linked}
 
 
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.

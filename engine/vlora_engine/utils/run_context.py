@@ -17,23 +17,33 @@ class RunContext:
         cancelled: Asked between two steps whether to stop.
         device: Where to compute.
         force: Replace outputs that exist.
+        max_memory: Bytes that this process may hold meanwhile; None: `memory.limit` alone counts.
     """
 
     progress: ProgressCallback | None = None
     cancelled: CancelCheck | None = None
     device: str = "auto"
     force: bool = False
+    max_memory: int | None = None
 
     def report(self, stage: str, done: int, total: int, detail: str = "") -> None:
         """Tell that ``done`` of ``total`` units of a stage are done, and which was last."""
         if self.progress is not None:
             self.progress(Progress(stage, done, total, detail))
 
+    def remark(self, stage: str, total: int, text: str) -> None:
+        """Tell something about a stage of ``total`` units that is about to begin."""
+        if self.progress is not None:
+            self.progress(Progress(stage, 0, total, remark=text))
+
     def after(self, done: int, total: int) -> RunContext:
         """The same for a part of a stage: ``done`` of its ``total`` units were done before."""
 
         def report(step: Progress) -> None:
-            self.report(step.stage, done + step.done, total, step.detail)
+            if step.remark:
+                self.remark(step.stage, total, step.remark)
+            else:
+                self.report(step.stage, done + step.done, total, step.detail)
 
         return replace(self, progress=report)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.utils.sizes import parse_bytes
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -29,7 +30,7 @@ from vlora_tui.recipe.model import (
 )
 from vlora_tui.recipe.reader import load_recipe, parse_recipe
 from vlora_tui.recipe.resolve import expand_input, resolve
-from vlora_tui.recipe.table import RecipeError, parse_bytes
+from vlora_tui.recipe.table import RecipeError
 
 EXAMPLE = """\
 [input]

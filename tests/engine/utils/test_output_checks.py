@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import combinations
 from pathlib import Path
 
@@ -39,7 +40,16 @@ def test_outputs_are_refused_exactly_where_two_paths_meet(
 def test_each_path_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand exports of a thousand adapters must not take a million looks at the disk."""
     plain, looked = output_checks._forms, []
-    monkeypatch.setattr(output_checks, "_forms", lambda path: looked.append(path) or plain(path))
+    monkeypatch.setattr(
+        output_checks, "_forms", lambda path, *known: looked.append(path) or plain(path, *known)
+    )
     outputs = [ROOT / "out" / str(i) for i in range(50)]
     require_apart(outputs, [ROOT / "in" / str(i) for i in range(50)])
     assert len(looked) == 100
+
+
+def test_a_folder_is_resolved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, resolved = os.path.realpath, []
+    monkeypatch.setattr(os.path, "realpath", lambda path: resolved.append(str(path)) or plain(path))
+    require_apart([ROOT / "out"], [ROOT / "in" / str(i) for i in range(50)])
+    assert sorted(resolved) == sorted(str(path) for path in (ROOT, ROOT / "in"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding
 from vlora_engine.utils.ranking import by_number
-from vlora_tui.recipe.table import parse_bytes
+from vlora_engine.utils.sizes import parse_bytes
 from vlora_tui.tui.text import clean, number, plural
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.utils.formatting import size

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.compression_target import sides_of
 from vlora_engine.errors import ParameterError
-from vlora_tui.recipe.table import parse_bytes
+from vlora_engine.utils.sizes import parse_bytes
 from vlora_tui.tui.choose.text import spread
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.ask import Question

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.needs import StackShape, building
 from vlora_engine.adapters.stack import LayerStack
 from vlora_engine.errors import ParameterError
 from vlora_engine.linalg import grams
@@ -31,6 +32,7 @@ from vlora_engine.subspace.basis import (
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.soundness import damaged
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.memory import room
 from vlora_engine.utils.naming import percent_text
 from vlora_engine.utils.run_context import RunContext
 
@@ -158,6 +160,7 @@ def make_basis(
     """The basis of a collection's tasks, layer by layer; the same again for the same tasks.
 
     Raises:
+        MemoryLimitError: Memory does not hold one layer of all tasks.
         Cancelled: Stopped between two layers.
     """
     began = time.perf_counter()
@@ -171,6 +174,9 @@ def make_basis(
     clamped = 0
     for index, spec in enumerate(layers):
         run.stop_if_asked(f"Stopped at {index} of {len(layers)} modules (basis).")
+        shape = StackShape(max(1, len(by_layer[index])), spec.rank, spec.d_in, spec.d_out)
+        need = building(shape, METHOD, (0, 0), exact=True)
+        room(run.max_memory).require(need, "the basis of one module", spec.name)
         stack = decoded_stack(tasks, index, by_layer[index])
         if stack is None:
             continue

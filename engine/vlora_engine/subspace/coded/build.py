@@ -92,7 +92,8 @@ def build_coded(
         _same_tasks(collection, tables)
 
         def parts(forecast: Forecast) -> Parts:
-            return FileParts(partial, fingerprint(collection, targets.method, forecast, run.device))
+            sealed = fingerprint(collection, targets.method, forecast, run.device)
+            return FileParts(partial, sealed, run.max_memory)
 
         coder = _coder(collection, targets, tables, parts, out, run)
         coder.room = room

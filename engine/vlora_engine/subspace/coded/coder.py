@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from vlora_engine.adapters.needs import StackShape, coding
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import FINEST, Correction, Forecast, RateTables
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
@@ -258,8 +259,19 @@ class Coder:
             task_steps = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
-        run = self.context.after(done, total)
-        return map_ordered(work, list(chosen), run, stage=self.stage, describe=names.__getitem__)
+        def need(index: int) -> int:
+            shape = StackShape.of(names[index], sources.values())
+            return coding(shape, shares=bool(forecast.modes[index]))
+
+        return map_ordered(
+            work,
+            list(chosen),
+            self.context.after(done, total),
+            stage=self.stage,
+            need=need,
+            device=device,
+            describe=names.__getitem__,
+        )
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.needs import StackShape, by_layer, coding, looking
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.analysis.relations import components_of, ratios_of
 from vlora_engine.codec import delta
@@ -108,7 +109,8 @@ def measure(
         return first.look(read_stack(layer, sources, weights, device))
 
     if passed is None:
-        looked_at = map_ordered(look_first, order, run, stage="codec")
+        need = by_layer(sources.values(), looking)
+        looked_at = map_ordered(look_first, order, run, stage="codec", need=need, device=device)
         with closing(looked_at):
             for layer in looked_at:
                 first.add(layer)
@@ -139,10 +141,15 @@ def measure(
     related = set(rate_tables.clusters) - (set() if is_one_family else {EVERYBODY})
     offers = [(n, "delta") for n in rate_tables.clusters] + [(n, "klt") for n in sorted(related)]
     families = list(_families(order).values())
+
+    def need_of_groups(work: Look) -> int:
+        return coding(StackShape.of(order[work.layer], sources.values()), shares=True)
+
     done, most = 0, sum(map(_most_looks, families))
     for choose in (_middle, _ends, _some):
         works = [work for rows in families for work in choose(rate_tables, rows, offers, aim)]
-        seen = map_ordered(look, works, run.after(done, most), stage="groups")
+        part = run.after(done, most)
+        seen = map_ordered(look, works, part, stage="groups", need=need_of_groups, device=device)
         with closing(seen):
             rate_tables.groups |= seen
         done += len(works)
