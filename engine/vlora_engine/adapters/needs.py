@@ -2,7 +2,7 @@
 
 `vlora_engine.utils.workers.map_ordered` is told these figures. Each is a bound from above on what
 was measured at shapes from 256 to 4096 wide and 8 to 1,000 adapters
-(tests/engine/utils/test_memory_needs.py measures again); the stack in fp64 is always part of it.
+(tests/engine/compress/test_memory_limit.py measures again); the stack in fp64 is always part of it.
 """
 
 from __future__ import annotations
