@@ -139,10 +139,11 @@ def _load() -> Loops | None:
 def _compiled(*, kept: bool) -> Loops:
     import numba
 
+    compiler: Any = numba.njit  # typed for other functions than these
     made = {}
     for function, text in _SIGNATURES.items():
         signature = tuple(_type_of(part) for part in text.split())
-        made[function.__name__] = numba.njit(signature, nogil=True, cache=kept)(function)
+        made[function.__name__] = compiler(signature, nogil=True, cache=kept)(function)
     return Loops(**made)
 
 

@@ -229,7 +229,7 @@ def test_sizes_for_people(nbytes: float, text: str) -> None:
 def test_small_words() -> None:
     assert percent(0.0486) == "4.86 %"
     assert percent(None) == "-"
-    assert percent(3e-9) == "3e-09"
+    assert percent(3e-9) == "<0.001 %"
     assert plural(1, "task") == "1 task"
     assert plural(0, "task") == "0 tasks"
     assert printable("a\nb\x07ü") == "a\\x0ab\\x07ü"

@@ -353,7 +353,7 @@ def test_it_tells_how_far_it_is_and_stops_between_two_tasks(
 
     with pytest.raises(Cancelled, match="2 of 4"):
         evaluate(base, pairs, max_tokens=9, progress=step, cancelled=lambda: len(steps) == 2)
-    assert steps == [("evaluate", i, 4, trained.tasks[i - 1]) for i in (1, 2)]
+    assert steps == [("evaluate", i, 4, trained.tasks[i - 1], "") for i in (1, 2)]
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"length": 1}])
