@@ -43,7 +43,12 @@ def read(cli: Cli, *words: object) -> Recipe:
 def test_every_key_of_a_table_has_a_flag() -> None:
     assert set(TABLES) == {"quantize", *SEVERAL}
     assert {t.kind for t in TABLES.values()} == {Quantize, Export, Merge, Resize, Convert, Push}
-    of_recipe = {field.name for field in fields(Recipe)} - {"input", "compress", "output", "max_memory"}
+    of_recipe = {field.name for field in fields(Recipe)} - {
+        "input",
+        "compress",
+        "output",
+        "max_memory",
+    }
     assert len(of_recipe) == len(TABLES), "a table of a recipe without flags"
     for name, table in TABLES.items():
         keys = {field.name for field in fields(table.kind)}
