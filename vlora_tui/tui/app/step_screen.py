@@ -66,4 +66,5 @@ class StepScreen(Screen[Any]):
     @property
     def _all_know_their_sizes(self) -> bool:
         """Whether nobody in sight has a message left to answer, such as that of a new size."""
-        return not any(w.message_queue_size for w in self._compositor.visible_widgets)
+        others = (w for w in self._compositor.visible_widgets if w is not self)
+        return not any(widget.message_queue_size for widget in others)

@@ -17,7 +17,7 @@ from textual.widgets import ContentSwitcher
 from tests.app.tui.drive import run, until
 from tests.app.tui.inspect.test_inspect import settle
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
-from vlora_tui.tui.app.step_screen import StepScreen
+from vlora_tui.tui.app.step_screen import MOST_LOOKS, StepScreen
 
 SCREENS = [StepScreen, pytest.param(Screen, marks=pytest.mark.xfail(strict=True))]
 
@@ -94,6 +94,29 @@ def test_where_the_focus_moves_the_screen_is_not_painted_again(
                 await until(pilot, lambda: app.focused is app.query_one(name), "focus")  # noqa: B023
                 await pilot.pause()
         assert set(painted) == {"first", "second"}
+
+    run(app, steps)
+
+
+def test_what_waits_for_a_refresh_does_not_hold_up_the_paint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = OnScreen(StepScreen)
+    looks: list[int] = []
+    refresh = StepScreen._compositor_refresh
+
+    def noted(screen: StepScreen) -> None:
+        looks.append(screen._looks)
+        refresh(screen)
+
+    async def steps(pilot: Any) -> None:
+        monkeypatch.setattr(StepScreen, "_compositor_refresh", noted)
+        called: list[int] = []
+        widget = Fitted()
+        await app.mount(widget)
+        app.screen.call_after_refresh(called.append, 1)
+        await until(pilot, lambda: called and widget.painted, "both came")
+        assert max(looks) < MOST_LOOKS
 
     run(app, steps)
 
