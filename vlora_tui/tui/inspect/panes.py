@@ -148,7 +148,10 @@ class InspectPanes:
             for path, finding in session.bad.items()
             if path in session.marked and path in session.infos
         }
-        self.summary.show([*about_unusable(bad), *rows], state=words)
+        instead = "Nothing stands out among these adapters."
+        if len(likeness.names) < 2:
+            instead = keyed("One adapter alone. Mark more in step <step.adapters> to compare.")
+        self.summary.show([*about_unusable(bad), *rows], state=words, instead=instead)
 
     def share_out(self) -> None:
         """Give the matrix and the layers the lines that each can use."""

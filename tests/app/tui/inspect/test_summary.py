@@ -22,6 +22,7 @@ from tests.app.tui.inspect.test_inspect import (
     picture,
     settle,
     view,
+    words,
 )
 from tests.app.tui.inspect.test_inspect import spectra as plain_spectra
 from vlora_engine.analysis.interference_measures import (
@@ -31,10 +32,13 @@ from vlora_engine.analysis.interference_measures import (
 )
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.layer_figures import layer_figures
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.cli import main
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.app.keys import Keys
@@ -78,6 +82,20 @@ def layers(pilot: Pilot[Any]) -> Any:
 
 
 # sentences of adapters
+
+
+def test_one_adapter_alone_is_said_to_have_nothing_beside_it(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "spectra"
+    compute_spectra({"task00": open_adapter(folder / "task00")}, place)
+    session = Session()
+    session.add_found(scan([folder / "task00"]).adapters)
+    session.set_spectra(Spectra.load(place))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        assert not sentences(pilot)
+        assert "One adapter alone. Mark more in step 1" in words(pilot, "#summary-said")
+
+    look(session, steps, pane=OPENS)
 
 
 def test_inspect_opens_with_sentences_and_enter_shows_their_pictures(measured: Session) -> None:
@@ -178,14 +196,14 @@ def test_near_copies_are_called_so_however_they_began(measured: Session) -> None
     likeness = likeness_of(measured.spectra)
     assert likeness is not None
     names = likeness.names
-    for least, words in ((0.99, "near copies"), (0.5, "started from the same weights")):
+    for least, told in ((0.99, "near copies"), (0.5, "started from the same weights")):
         kin = Kin((), (Group("start", (0, 1), least, ""),))
         cosines = np.eye(len(names))
         cosines[0, 1] = cosines[1, 0] = least
         alike = replace(likeness)
         alike.__dict__["cosines"] = cosines
         first = about_adapters(alike, measured.spectra, kin, [])[0]
-        assert words in first.text
+        assert told in first.text
         assert first.warns is (least > 0.9)
 
 
