@@ -14,7 +14,6 @@ from typer.main import get_command
 
 from vlora_engine import __version__
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.memory import limited
 from vlora_engine.utils.sizes import parse_bytes
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
@@ -205,18 +204,21 @@ def _root(
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
     if max_memory is not None:
-        ctx.with_resource(limited(_bytes_of("--max-memory", max_memory)))
+        _keep_to(ctx, max_memory)
     ctx.obj = {"ascii_only": ascii_only or None, "theme": theme}
     if ctx.invoked_subcommand is None:
         raise typer.Exit(open_interface(ctx))
 
 
-def _bytes_of(flag: str, text: str) -> int:
+def _keep_to(ctx: typer.Context, max_memory: str) -> None:
+    from vlora_engine.utils.memory import limited
+
     try:
-        return parse_bytes(text)
+        nbytes = parse_bytes(max_memory)
     except ParameterError as error:
-        error.where = flag
+        error.where = "--max-memory"
         raise
+    ctx.with_resource(limited(nbytes))
 
 
 def _set_up_logging(verbose: int) -> None:
