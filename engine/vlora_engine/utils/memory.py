@@ -25,6 +25,7 @@ VARIABLE = "VLORA_MAX_MEMORY"  # the limit of this process and of those that it 
 SHARE = 0.75  # of the memory that is available, where nobody names a limit
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _BLOCK = 4 << 20
+_BETWEEN = 64 << 20  # what a process holds more of in its later steps: libraries, results
 _NO_LIMIT = 1 << 60  # version 1 of control groups writes about 2^63 where there is none
 
 
@@ -56,8 +57,8 @@ class Room:
             where=where or None,
             expected=f"about {size(need)}, beside the {size(before)} that this process holds",
             found=f"{size(max(0, self.most))} ({self.words})",
-            remedy=f"allow {size(1.02 * (need + before))} (--max-memory, or {VARIABLE}), "
-            "or take fewer adapters",
+            remedy=f"allow at least {size(need + before + _BETWEEN)} (--max-memory, or {VARIABLE}; "
+            "a later step may need more), or take fewer adapters",
         )
 
 

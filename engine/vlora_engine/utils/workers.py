@@ -69,7 +69,9 @@ def map_ordered(
     space = room(run.max_memory, device)
     if needs:
         largest = max(range(len(items)), key=needs.__getitem__)
-        space.require(needs[largest], f"one item of the stage {stage!r}", describe(items[largest]))
+        space.require(
+            needs[largest], f"the step {stage!r}, even one at a time", describe(items[largest])
+        )
     count = min(cores(), max(1, len(items)))
     _tell_if_few(run, stage, needs, count, space)
     threads = torch.get_num_threads()
